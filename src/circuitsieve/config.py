@@ -1,0 +1,194 @@
+"""The configuration of a discovery: one frozen dataclass that is the API, the command line and the JSON on disk.
+
+A leaf without torch. A configuration checks itself when it is made.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from circuitsieve.errors import ConfigError, one_of
+from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity, Sampling
+
+_PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
+"""Prices that are not 1: `size` counts these units, and the mean over so many of them moves little per unit."""
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class DiscoveryConfig:
+    """How a circuit is searched. Give one budget at most; without any it is `max_kl` 0.1."""
+
+    max_kl: float | None = None
+    """Budget: the largest mean KL(full || circuit) on validation pairs, nats."""
+
+    min_faithfulness: float | None = None
+    """Budget: the faithfulness f must satisfy |1 - f| <= 1 - this, on validation pairs (circuits overshoot)."""
+
+    pressure: float | None = None
+    """No budget: a fixed multiplier of the sparsity penalty, as the paper does it; the last circuit is taken."""
+
+    max_accuracy_drop: float = 0.03
+    """Beside a budget: how much accuracy a circuit may lose against the full model on validation pairs."""
+
+    granularities: tuple[str, ...] = tuple(str(g) for g in DEFAULT_GRANULARITIES)
+    """The kinds of node that get a gate: layer attn_block mlp_block head head_dim mlp_neuron attn_out_dim mlp_out_dim embed."""
+
+    penalty: dict[str, float] = field(default_factory=dict)
+    """Price of a granularity against the others, as NAME=PRICE (where not given: mlp_neuron 5, head_dim 2, others 1)."""
+
+    depth_factor: float = 0.0
+    """Charges early layers more: the price is multiplied by 1 + this at the first layer, falling to 1 at the last."""
+
+    ablation: str = "corrupted"
+    """What ablated nodes are replaced by: corrupted, mean, mean_positional, zero or resample."""
+
+    sampling: str = "hard"
+    """How masks are sampled: hard, straight_through (as the paper: the gradient is that of a soft sample) or soft."""
+
+    final_noise: float = 0.05
+    """The share of the gates' sampling noise that is left at the end, so that the masks trained last are those cut (paper: 1)."""
+
+    hinge: float | None = None
+    """Adds how far the logit difference falls short of this margin to the objective."""
+
+    steps: int = 600
+    """Optimiser steps."""
+
+    batch_size: int = 8
+    """Pairs per step."""
+
+    lr: float = 0.3
+    """Learning rate of the gates (Adam, without weight decay)."""
+
+    lr_schedule: str = "constant"
+    """How the learning rate falls: constant, linear or cosine."""
+
+    lr_end: float = 1e-4
+    """The learning rate at the last step of a falling schedule."""
+
+    warmup: int = 0
+    """Steps over which the pressure is faded in."""
+
+    clip: float = 1.0
+    """Largest norm of the gradient of all gates together."""
+
+    init: tuple[float, float] = (2.5, 3.5)
+    """The range from which log_alpha starts, uniformly."""
+
+    seed: int = 0
+    """Seeds the gates, their noise and the order of the batches."""
+
+    memory_gb: float = 4.0
+    """How many gigabytes of corrupted activations are kept between steps; what exceeds it is recomputed."""
+
+    def __post_init__(self) -> None:
+        for name in ("granularities", "init"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        budgets = [name for name in ("max_kl", "min_faithfulness", "pressure") if getattr(self, name) is not None]
+        if len(budgets) > 1:
+            raise ConfigError(f"budget: found {' and '.join(budgets)}, expected one of them")
+        if not budgets:
+            object.__setattr__(self, "max_kl", 0.1)
+        self._check_words()
+        self._check_numbers()
+
+    def _check_words(self) -> None:
+        granularities = [str(g) for g in Granularity]
+        if not self.granularities:
+            raise ConfigError(f"granularities: found none, expected at least one of {', '.join(granularities)}")
+        for name in self.granularities:
+            if name not in granularities:
+                raise ConfigError(one_of("granularities", name, granularities))
+        for name in self.penalty:
+            if name not in granularities:
+                raise ConfigError(one_of("penalty", name, granularities))
+            if name not in self.granularities:
+                raise ConfigError(f"penalty: found a price for {name}, which is not among the granularities searched")
+        for setting, words in (
+            ("ablation", [str(a) for a in Ablation]),
+            ("sampling", [str(s) for s in Sampling]),
+            ("lr_schedule", list(SCHEDULES)),
+        ):
+            if getattr(self, setting) not in words:
+                raise ConfigError(one_of(setting, str(getattr(self, setting)), words))
+
+    def _check_numbers(self) -> None:
+        for name, lowest in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
+            if getattr(self, name) < lowest:
+                raise ConfigError(f"{name}: found {getattr(self, name)}, expected a whole number of at least {lowest}")
+        for name in ("max_kl", "pressure", "max_accuracy_drop", "lr", "clip", "final_noise"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{name}: found {value}, expected a finite number above 0")
+        for name, value in [
+            ("depth_factor", self.depth_factor),
+            ("memory_gb", self.memory_gb),
+            ("lr_end", self.lr_end),
+        ] + [(f"penalty {g}", price) for g, price in self.penalty.items()]:
+            if not 0 <= value < float("inf"):
+                raise ConfigError(f"{name}: found {value}, expected a finite number of at least 0")
+        if self.min_faithfulness is not None and not 0 < self.min_faithfulness < 1:
+            raise ConfigError(f"min_faithfulness: found {self.min_faithfulness}, expected a number between 0 and 1")
+        if list(self.init) != sorted(self.init)[:2] or len(self.init) < 2:
+            raise ConfigError(f"init: found {self.init}, expected two numbers, the lower one first")
+
+    def price(self, granularity: str) -> float:
+        """The coefficient of a granularity."""
+        return self.penalty.get(granularity, _PRICES.get(granularity, 1.0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "configuration") -> "DiscoveryConfig":
+        """The configuration of a dictionary; what is missing has its default.
+
+        Raises:
+            ConfigError: a key is unknown or a value has the wrong type.
+        """
+        known = [f.name for f in fields(cls)]
+        for key, value in values.items():
+            if key not in known:
+                raise ConfigError(one_of(f"{source}: setting", str(key), known))
+            default = getattr(cls, key, None)
+            if isinstance(value, bool) or (isinstance(default, int | float) and not isinstance(value, int | float)):
+                raise ConfigError(f"{source}: {key}: found {value!r}, expected a number")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"{source}: found a value of the wrong type ({error})") from error
+
+    def replaced(self, **changes: Any) -> "DiscoveryConfig":
+        """A copy with other values; a new budget takes the place of the old one."""
+        budgets = {"max_kl", "min_faithfulness", "pressure"}
+        if budgets & changes.keys():
+            changes = {**dict.fromkeys(budgets), **changes}
+        return replace(self, **changes)
+
+
+def load_config(name: str) -> DiscoveryConfig:
+    """The configuration of a JSON file, or of a preset inside the package.
+
+    Raises:
+        ConfigError: there is neither, or what is there is malformed.
+    """
+    presets = {p.name.removesuffix(".json"): p for p in (resources.files("circuitsieve") / "assets/presets").iterdir()}
+    try:
+        text = presets[name].read_text("utf-8") if name in presets else Path(name).read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"config: found no file {name!r} ({error.strerror}), expected a JSON file or one of the presets "
+            f"{', '.join(sorted(presets))}"
+        ) from error
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"config {name}: found malformed JSON ({error}), expected an object of settings") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"config {name}: found {type(values).__name__}, expected an object of settings")
+    return DiscoveryConfig.from_dict(values, source=f"config {name}")

@@ -1,0 +1,50 @@
+"""Every failure that a user can cause, as one tree.
+
+    CircuitsieveError
+    ├── ConfigError           a setting is unknown, malformed or contradicts another
+    ├── ModelError            a model cannot be found, read or instrumented
+    │   ├── UnsupportedModel  its family, its quantisation or its wrapper is not supported
+    │   └── HookNotFired      a site never saw an activation
+    ├── DataError             pairs are unreadable or unusable
+    └── RunError              a run folder is missing, damaged, locked or would be overwritten
+
+The message of each is one line that names the object, what was found, what was expected and what to do. The command
+line prints that line and exits with status 2; nothing else in the package turns an exception into text.
+"""
+
+
+class CircuitsieveError(Exception):
+    """Base of every error that a user can cause; its text is one line, fit for the terminal."""
+
+
+class ConfigError(CircuitsieveError):
+    """A setting is unknown, malformed or contradicts another."""
+
+
+class ModelError(CircuitsieveError):
+    """A model cannot be found, read or instrumented."""
+
+
+class UnsupportedModel(ModelError):
+    """The model's family, quantisation or wrapper is not supported."""
+
+
+class HookNotFired(ModelError):
+    """A site never saw an activation, so masking it would have silently done nothing."""
+
+
+class DataError(CircuitsieveError):
+    """Pairs are unreadable or unusable."""
+
+
+class RunError(CircuitsieveError):
+    """A run folder is missing, damaged, locked or would be overwritten."""
+
+
+def one_of(kind: str, found: str, known: "list[str]") -> str:
+    """The sentence for an unknown name: what was found, the closest known names, and all known ones."""
+    import difflib
+
+    close = difflib.get_close_matches(found, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{kind}: found {found!r}, expected one of {', '.join(known)}{hint}"
