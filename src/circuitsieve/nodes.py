@@ -1,0 +1,268 @@
+"""The node space of a model: which nodes there are, what contains what, how they are named and what they cost.
+
+All hierarchy is here, in one product (`NodeSpace.compose`); gates, circuits and hooks know none. Pure shapes: nothing
+here runs a model.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from circuitsieve.architectures import Architecture, has_bias, in_features
+from circuitsieve.errors import ConfigError, one_of
+from circuitsieve.masks import BoolMasks, Masks, Scores
+from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation, Granularity, Site, SiteKind
+
+Activations = dict[Site, Tensor]
+"""The activation at each site: [batch, tokens, n], or anything that broadcasts to it."""
+
+SiteMasks = dict[SiteKind, Float[Tensor, "#layers _"] | Bool[Tensor, "#layers _"]]
+
+COMPOSITION: Mapping[SiteKind, tuple[Granularity, ...]] = {
+    SiteKind.EMBED: (Granularity.EMBED,),
+    SiteKind.ATTN_READ: (Granularity.HEAD, Granularity.HEAD_DIM),
+    SiteKind.ATTN_WRITE: (Granularity.LAYER, Granularity.ATTN_BLOCK, Granularity.ATTN_OUT_DIM),
+    SiteKind.MLP_READ: (Granularity.MLP_NEURON,),
+    SiteKind.MLP_WRITE: (Granularity.LAYER, Granularity.MLP_BLOCK, Granularity.MLP_OUT_DIM),
+}
+"""The mask of a site is the product of the masks of these granularities."""
+
+_WRITE_OF_READ = {SiteKind.ATTN_READ: SiteKind.ATTN_WRITE, SiteKind.MLP_READ: SiteKind.MLP_WRITE}
+_NAME = re.compile(r"L(?P<layer>\d+)\.(?P<granularity>[a-z_]+)(?:\.(?P<index>\d+))?")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node; written `embed`, `L3.attn_block`, `L3.head.7`, `L3.head_dim.455`."""
+
+    granularity: Granularity
+    layer: int
+    index: int
+
+    def __str__(self) -> str:
+        if self.granularity is Granularity.EMBED:
+            return "embed"
+        if self.granularity in (Granularity.LAYER, Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK):
+            return f"L{self.layer}.{self.granularity}"
+        return f"L{self.layer}.{self.granularity}.{self.index}"
+
+
+class ParameterCount(NamedTuple):
+    """Parameters of the attention and MLP projections; embeddings, norms and the unembedding are apart."""
+
+    kept: int
+    total: int
+
+
+@dataclass(frozen=True)
+class NodeSpace:
+    """The shape of a model as far as nodes go. Equal for equal architectures, whatever the weights."""
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    neurons: int
+    """MLP hidden units per layer."""
+    width: int
+    """Residual dimensions."""
+    mlp_inputs: int
+    """Input projections of an MLP: 2 where it is gated, else 1."""
+    biases: frozenset[str]
+    """Which of q, k, v, attn_out, mlp_in, mlp_out add a bias."""
+    post_norm: bool
+    """Whether a norm stands between the projections and the residual stream."""
+
+    # --- shapes and names -------------------------------------------------------------------------------------------
+
+    def shape(self, granularity: Granularity) -> tuple[int, int]:
+        """Layers x nodes of a granularity; `embed` is a single node."""
+        match granularity:
+            case Granularity.EMBED:
+                return (1, 1)
+            case Granularity.HEAD:
+                n = self.heads
+            case Granularity.HEAD_DIM:
+                n = self.heads * self.head_dim
+            case Granularity.MLP_NEURON:
+                n = self.neurons
+            case Granularity.ATTN_OUT_DIM | Granularity.MLP_OUT_DIM:
+                n = self.width
+            case _:
+                n = 1
+        return (self.layers, n)
+
+    @property
+    def units(self) -> int:
+        """Head dims and MLP neurons of the whole model: the denominator of `size`."""
+        return self.layers * (self.heads * self.head_dim + self.neurons)
+
+    def full(self, value: bool = True) -> dict[Granularity, Bool[Tensor, "#layers _"]]:
+        """Masks of every granularity, all open or all closed."""
+        return {g: torch.full(self.shape(g), value) for g in Granularity}
+
+    def parse(self, name: str) -> Node:
+        """The node of a name.
+
+        Raises:
+            ConfigError: the name is malformed or lies outside this model.
+        """
+        if name == "embed":
+            return Node(Granularity.EMBED, 0, 0)
+        match = _NAME.fullmatch(name)
+        if match is None or match["granularity"] == "embed":
+            raise ConfigError(
+                f"node: found {name!r}, expected a name like embed, L3.attn_block, L3.head.7 or L3.head_dim.455"
+            )
+        known = [str(g) for g in Granularity if g is not Granularity.EMBED]
+        if match["granularity"] not in known:
+            raise ConfigError(one_of(f"granularity of node {name!r}", match["granularity"], known))
+        granularity = Granularity(match["granularity"])
+        layers, n = self.shape(granularity)
+        node = Node(granularity, int(match["layer"]), int(match["index"] or 0))
+        if str(node) != name or node.layer >= layers or node.index >= n:
+            last = Node(granularity, layers - 1, n - 1)
+            raise ConfigError(f"node: found {name!r}, expected one from {Node(granularity, 0, 0)} to {last}")
+        return node
+
+    def names(self, masks: BoolMasks) -> Iterable[str]:
+        """The names of the kept nodes, granularity by granularity."""
+        for granularity, mask in masks.items():
+            for layer, index in mask.nonzero().tolist():
+                yield str(Node(granularity, layer, index))
+
+    # --- composition ------------------------------------------------------------------------------------------------
+
+    def compose(self, masks: Masks, combine: Callable[[Tensor, Tensor], Tensor] = torch.mul) -> SiteMasks:
+        """The product rule: a unit is kept only if every node that contains it is.
+
+        Masks may hold any subset of the granularities; a missing one is open. A site that no mask touches is missing
+        in the result. A write mask has one column where only blocks or layers gate it.
+        """
+        composed: SiteMasks = {}
+        for kind, granularities in COMPOSITION.items():
+            for granularity in granularities:
+                if granularity in masks:
+                    mask = masks[granularity]
+                    if granularity is Granularity.HEAD:
+                        mask = mask.repeat_interleave(self.head_dim, dim=1)
+                    composed[kind] = combine(composed[kind], mask) if kind in composed else mask
+        return composed
+
+    def unit_scores(self, scores: Scores) -> dict[Granularity, Float[Tensor, "#layers _"]]:
+        """Score of every read-site unit: the minimum over the nodes that contain it (blocks and layers included).
+
+        Cutting unit scores at a threshold keeps the units that the product rule keeps when nodes are cut there.
+        """
+        dims = (Granularity.ATTN_OUT_DIM, Granularity.MLP_OUT_DIM)
+        composed = self.compose({g: s for g, s in scores.items() if g not in dims}, combine=torch.minimum)
+        open_ = torch.tensor(torch.inf)
+        return {
+            unit: torch.minimum(composed.get(read, open_), composed.get(write, open_)).expand(self.shape(unit))
+            for unit, (read, write) in zip(UNIT_GRANULARITIES, _WRITE_OF_READ.items(), strict=True)
+        }
+
+    def fold(self, site_masks: SiteMasks, ablation: Ablation) -> SiteMasks:
+        """Move block masks from the write sites into the read sites, where that changes no value.
+
+        The projections are affine, so masking the whole of what a block writes equals masking all that its projection
+        reads: one site less to mix and to remember. Not so with out dims, nor across a norm.
+        """
+        if self.post_norm or not self.reads_decide(ablation):
+            return site_masks
+        folded = dict(site_masks)
+        for read, write in _WRITE_OF_READ.items():
+            if write in folded and folded[write].shape[1] == 1:
+                units = self.shape(COMPOSITION[read][-1])
+                folded[read] = folded[read] * folded[write] if read in folded else folded[write].expand(units)
+                del folded[write]
+        return folded
+
+    def reads_decide(self, ablation: Ablation) -> bool:
+        """Whether a block with all its reads ablated writes its own write baseline.
+
+        True where the baseline is a run (of the same example at all sites), where it is a mean that no norm follows, and
+        where it is zero and the output projections add no bias. Elsewhere a block without open heads or neurons still
+        differs from a closed one.
+        """
+        if ablation is Ablation.ZERO:
+            return not self.biases & {"attn_out", "mlp_out"}
+        return ablation.is_run or not self.post_norm
+
+    # --- costs ------------------------------------------------------------------------------------------------------
+
+    def kept_units(self, masks: BoolMasks) -> dict[SiteKind, Bool[Tensor, "#layers _"]]:
+        """The units that survive every node that contains them: per read site, and the out dims per write site."""
+        composed = self.compose({**self.full(), **masks})
+        kept = {}
+        for read, write in _WRITE_OF_READ.items():
+            reads, writes = composed[read], composed[write]
+            kept[read] = reads & writes.any(dim=1, keepdim=True)
+            kept[write] = writes
+        return kept
+
+    def size(self, masks: BoolMasks) -> float:
+        """The kept share of the read-site units, in [0, 1]."""
+        kept = self.kept_units(masks)
+        return float((kept[SiteKind.ATTN_READ].sum() + kept[SiteKind.MLP_READ].sum()) / self.units)
+
+    def parameters(self, masks: BoolMasks) -> ParameterCount:
+        """Exact parameters of the projections that a surgically reduced copy would keep.
+
+        Q: rows of kept heads. K: rows of the key/value groups that a kept head uses. V: per group the union of its kept
+        heads' kept dims. O: kept head dims x kept out dims. MLP inputs: rows of kept neurons. Down: kept neurons x kept
+        out dims (all out dims where a norm that reads them follows). With their biases; a closed block keeps none.
+        """
+        return ParameterCount(self._count(masks), self._count(self.full()))
+
+    def _count(self, masks: BoolMasks) -> int:
+        kept = self.kept_units(masks)
+        dims = kept[SiteKind.ATTN_READ].view(self.layers, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
+        heads = dims.any(-1)
+        row = {name: self.width + (name in self.biases) for name in ("q", "k", "v", "mlp_in")}
+        queries = int(heads.sum()) * self.head_dim * row["q"]
+        keys = int(heads.any(-1).sum()) * self.head_dim * row["k"]
+        values = int(dims.any(2).sum()) * row["v"]
+        attn_writes, mlp_writes = (
+            writes.any(1) * self.width if self.post_norm else writes.sum(1)
+            for writes in (kept[SiteKind.ATTN_WRITE], kept[SiteKind.MLP_WRITE])
+        )
+        attn_out = int(((kept[SiteKind.ATTN_READ].sum(1) + ("attn_out" in self.biases)) * attn_writes).sum())
+        neurons = kept[SiteKind.MLP_READ].sum(1)
+        mlp_in = int(neurons.sum()) * self.mlp_inputs * row["mlp_in"]
+        mlp_out = int(((neurons + ("mlp_out" in self.biases)) * mlp_writes).sum())
+        return queries + keys + values + attn_out + mlp_in + mlp_out
+
+
+def node_space(model: PreTrainedModel, architecture: Architecture) -> NodeSpace:
+    """Measure a model. Sizes come from the modules, not from the configuration (head_dim is not width / heads)."""
+    family, config = architecture.family, model.config
+    heads = int(config.num_attention_heads)
+    modules = {
+        name: architecture.projection(0, projection)
+        for name, projection in {
+            "q": family.q,
+            "k": family.k,
+            "v": family.v,
+            "attn_out": family.attn_out,
+            "mlp_in": family.mlp_in[0],
+            "mlp_out": family.mlp_out,
+        }.items()
+    }
+    return NodeSpace(
+        layers=len(architecture.blocks),
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=in_features(modules["attn_out"]) // heads,
+        neurons=in_features(modules["mlp_out"]),
+        width=in_features(modules["mlp_in"]),
+        mlp_inputs=len(family.mlp_in),
+        biases=frozenset(name for name, module in modules.items() if has_bias(module)),
+        post_norm=family.attn_post_norm is not None,
+    )
