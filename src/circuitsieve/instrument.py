@@ -1,0 +1,162 @@
+"""Watching and editing a forward pass of a stock transformers model. The only file that touches hooks.
+
+Every hook lives inside one context manager and is removed when it ends, also by an exception. A site that was asked for
+and never saw an activation is an error (`HookNotFired`), never a silent no-op.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from circuitsieve.architectures import Architecture, architecture_of
+from circuitsieve.errors import HookNotFired
+from circuitsieve.nodes import Activations, NodeSpace, SiteMasks, node_space
+from circuitsieve.vocabulary import Site, SiteKind
+
+_WRITES = (SiteKind.ATTN_WRITE, SiteKind.MLP_WRITE)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under study: the model, its row of the family table and its nodes."""
+
+    model: PreTrainedModel
+    architecture: Architecture
+    space: NodeSpace
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Subject":
+        """Study a model.
+
+        Raises:
+            UnsupportedModel: its family, quantisation or wrapper is not supported.
+        """
+        architecture = architecture_of(model)
+        assert isinstance(model, PreTrainedModel)  # architecture_of refuses everything else
+        return cls(model, architecture, node_space(model, architecture))
+
+    @property
+    def device(self) -> torch.device:
+        """Where prompts go: the device of the input embeddings."""
+        return self.model.get_input_embeddings().get_parameter("weight").device
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without parameter gradients; everything is as before afterwards."""
+    training = {module: module.training for module in model.modules()}
+    requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        model.eval()
+        model.requires_grad_(False)
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
+        for parameter, wanted in requires_grad.items():
+            parameter.requires_grad_(wanted)
+
+
+@contextmanager
+def record(subject: Subject, sites: Iterable[Site]) -> Iterator[Activations]:
+    """Record the activations at sites, detached, in the model's dtype. A second forward pass overwrites the first."""
+    recorded: Activations = {}
+
+    def keeping(site: Site) -> Callable[[Tensor], None]:
+        def keep(activation: Tensor) -> None:
+            recorded[site] = activation.detach()
+
+        return keep
+
+    with _edited(subject.architecture, {site: keeping(site) for site in sites}):
+        yield recorded
+
+
+@contextmanager
+def masked(subject: Subject, site_masks: SiteMasks, baselines: Mapping[Site, Tensor]) -> Iterator[None]:
+    """Mix baselines into every forward pass: `lerp(baseline, activation, mask)` at each site that has a mask.
+
+    Masks: [layers, n] or [layers, 1] per site kind, float32, 1 = keep. Baselines: broadcast to [batch, tokens, n]. Rows of
+    bool masks that are open throughout are left out. Values are exact at 0 and at 1, in any dtype.
+    """
+    edits: dict[Site, Callable[[Tensor], Tensor]] = {}
+    for kind, mask in site_masks.items():
+        skip = mask.all(dim=1).tolist() if mask.dtype == torch.bool else [False] * len(mask)
+        for layer, row in enumerate(mask.unbind(0)):
+            if not skip[layer]:
+                site = Site(kind, layer)
+                edits[site] = _mixing(row, baselines[site])
+    with _edited(subject.architecture, edits):
+        yield
+
+
+def _mixing(mask: Tensor, baseline: Tensor) -> Callable[[Tensor], Tensor]:
+    def mix(activation: Tensor) -> Tensor:
+        weight = mask.to(activation)
+        return torch.lerp(baseline.to(activation).expand_as(activation), activation, weight)
+
+    return mix
+
+
+@contextmanager
+def _edited(architecture: Architecture, edits: Mapping[Site, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    """Apply a function to the activation at each site; None leaves it as it is."""
+    silent = set(edits)
+
+    def on_read(site: Site) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            silent.discard(site)
+            edited = edits[site](args[0])
+            return None if edited is None else (edited, *args[1:])
+
+        return hook
+
+    def on_write(site: Site) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            silent.discard(site)
+            return edits[site](output)
+
+        return hook
+
+    with ExitStack() as handles:
+        for site in edits:
+            handle: RemovableHandle
+            if site.kind in _WRITES:
+                handle = architecture.write_module(site).register_forward_hook(on_write(site))
+            else:
+                handle = architecture.read_module(site).register_forward_pre_hook(on_read(site))
+            handles.callback(handle.remove)
+        yield
+    if silent:
+        site = min(silent)
+        raise HookNotFired(
+            f"site {site.kind} of layer {site.layer}: found no activation in the forward pass ({len(silent)} silent sites), "
+            "expected one; the model does not run the module that the family table names"
+        )
+
+
+def answer_logits(
+    subject: Subject, input_ids: Int[Tensor, "batch tokens"], positions: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch vocab"]:
+    """Logits at one position of each prompt, by the model's own head, without computing any others.
+
+    Prompts are padded on the right; a causal model needs no attention mask for that.
+    """
+    rows = torch.arange(input_ids.shape[0], device=input_ids.device)
+
+    def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][rows.to(args[0].device), positions.to(args[0].device)].unsqueeze(1), *args[1:])
+
+    handle = subject.architecture.unembedding.register_forward_pre_hook(gather)
+    try:
+        logits: Tensor = subject.model(input_ids=input_ids, use_cache=False).logits
+    finally:
+        handle.remove()
+    return logits[:, 0]

