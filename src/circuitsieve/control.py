@@ -1,0 +1,129 @@
+"""Controllers: pure functions from what was measured to how hard to press.
+
+The user asks for a budget; the pressure (the multiplier of the sparsity penalty) follows the smoothed constraint in log
+space. Everything is a 0-dimensional tensor, so that nothing here waits for a device.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Scalar = Float[Tensor, ""]
+
+
+class Signals(NamedTuple):
+    """Means over pairs of what a budget looks at."""
+
+    kl: Scalar
+    gained: Scalar
+    """The circuit's metric above the empty circuit's."""
+    reachable: Scalar
+    """The full model's metric above the empty circuit's."""
+    accuracy_drop: Scalar
+    """The full model's accuracy minus the circuit's."""
+
+    @property
+    def faithfulness(self) -> Scalar:
+        """The ratio after averaging: 0 = as the empty circuit, 1 = as the full model."""
+        return self.gained / self.reachable
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a circuit may cost in behaviour. The load is 1 at the limit, above it beyond.
+
+    A budget on the KL alone can be met by a circuit that fails the task, so accuracy is watched with every budget.
+    """
+
+    max_kl: float | None = None
+    min_faithfulness: float | None = None
+    max_accuracy_drop: float = 0.03
+
+    def load(self, signals: Signals) -> Scalar:
+        """How much of the budget is used up, by the constraint that is nearest to its limit."""
+        loads = [signals.accuracy_drop / self.max_accuracy_drop]
+        if self.max_kl is not None:
+            loads.append(signals.kl / self.max_kl)
+        if self.min_faithfulness is not None:
+            loads.append((1 - signals.faithfulness).abs() / (1 - self.min_faithfulness))
+        return torch.stack(loads).amax()
+
+
+class PressureState(NamedTuple):
+    """The state of the controller."""
+
+    smoothed: Signals
+    """Moving averages of the signals, not yet corrected for their start at 0."""
+    weight: float
+    """How much of a full average they hold."""
+    log_pressure: Scalar
+    log_gap: Scalar
+    """Log of the load on validation pairs over the load in training, as last seen."""
+
+    @property
+    def pressure(self) -> Scalar:
+        """The multiplier of the sparsity penalty."""
+        return self.log_pressure.exp()
+
+    @property
+    def signals(self) -> Signals:
+        """The smoothed signals, corrected for the start at 0."""
+        return Signals(*(signal / self.weight for signal in self.smoothed))
+
+
+@dataclass(frozen=True)
+class PressureController:
+    """Integral control in log space: a pressure that rises while the load is below 1 and falls while it is above.
+
+    The load of the sampled masks on training pairs is measured at every step, that of the circuit on validation pairs now
+    and then. The controller follows the first, corrected by the ratio of the two when both were last seen.
+    """
+
+    budget: Budget
+    steps: int
+    """How many steps the run has."""
+    start: float = 0.3
+    """The first pressure."""
+    slack: float = 8.0
+    """The load that is allowed at the start; it tightens geometrically to 1 over the first part of the run. Gates that are
+    closed early on little evidence can come back while the pressure falls."""
+    tightening: float = 0.5
+    """The share of the run over which the slack goes."""
+    rate: float = 0.05
+    """Largest change of the log pressure per step."""
+    lowest: float = 1e-3
+    """The pressure never falls below: an early overshoot would else take as long to undo as it took to build up."""
+    smoothing: float = 0.9
+    """Decay of the moving average of the signals, per step."""
+    largest_gap: float = 1.5
+    """Largest correction of the log load."""
+
+    def initial(self, device: torch.device | str = "cpu") -> PressureState:
+        """The state before the first step."""
+        zero = torch.zeros((), device=device)
+        return PressureState(Signals(zero, zero, zero, zero), 0.0, zero + math.log(self.start), zero)
+
+    def step(self, step: int, measured: Signals, state: PressureState) -> PressureState:
+        """The next state, from the signals of one step."""
+        keep = self.smoothing
+        smoothed = Signals(*(keep * old + (1 - keep) * new for old, new in zip(state.smoothed, measured, strict=True)))
+        after = state._replace(smoothed=smoothed, weight=keep * state.weight + 1 - keep)
+        room = self.log_allowed(step) - self._log_load(after.signals) - state.log_gap
+        log_pressure = state.log_pressure + self.rate * room.clamp(-1, 1)
+        return after._replace(log_pressure=log_pressure.clamp_min(math.log(self.lowest)))
+
+    def log_allowed(self, step: int) -> float:
+        """Log of the load that is allowed at a step."""
+        return math.log(self.slack) * max(0.0, 1 - step / (self.tightening * self.steps))
+
+    def checked(self, validation: Signals, state: PressureState) -> PressureState:
+        """The state after a check of the circuit on validation pairs."""
+        gap = self._log_load(validation) - self._log_load(state.signals)
+        return state._replace(log_gap=gap.clamp(-self.largest_gap, self.largest_gap))
+
+    def _log_load(self, signals: Signals) -> Scalar:
+        return self.budget.load(signals).clamp_min(1e-6).log()

@@ -1,0 +1,118 @@
+"""Choosing the circuit: checks on validation pairs during the run, and the final cut.
+
+Validation may cost a fixed share of the passes that training makes, counted, not timed: once for the checks, once more for
+the final cut. What is returned is the smallest feasible circuit seen, or else the one nearest to its budget.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.control import Signals
+from circuitsieve.data import PairBatch
+from circuitsieve.problem import Problem
+
+VALIDATION_SHARE = 0.05
+"""Share of the forward and backward passes of the training that checks may cost, and the final cut again."""
+CHECK_PAIRS = 64
+"""A check during the run looks at so many validation pairs, always the same."""
+BRACKET = 1.6
+"""The final cut looks for sizes between the size of the cut at 0 divided and multiplied by this."""
+MIN_CUTS = 4
+"""So many cuts are tried at least, however short the run was."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A circuit tried on validation pairs."""
+
+    step: int
+    circuit: Circuit
+    ranking: Ranking
+    signals: Signals
+    load: float
+    """How much of the budget is used up: 1 at the limit; nan without a budget."""
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the budget is met (never without one)."""
+        return self.load <= 1
+
+    def summary(self) -> dict[str, int | float | None]:
+        """How the circuit did on the validation pairs, as plain numbers."""
+        return {
+            "step": self.step,
+            "load": None if math.isnan(self.load) else self.load,
+            "kl": float(self.signals.kl),
+            "faithfulness": float(self.signals.faithfulness),
+            "accuracy_drop": float(self.signals.accuracy_drop),
+        }
+
+    def better_than(self, other: "Check | None") -> bool:
+        """Feasible before infeasible; among feasible ones the smaller, among others the one nearer to the budget."""
+        if other is None or self.feasible != other.feasible:
+            return other is None or self.feasible
+        return self.circuit.size < other.circuit.size if self.feasible else self.load < other.load
+
+
+def try_cut(problem: Problem, ranking: Ranking, threshold: float, bench: Sequence[PairBatch], step: int) -> Check:
+    """Cut a ranking and measure the circuit."""
+    return _measure(problem, problem.circuit(ranking.cut(threshold)), ranking, bench, step)
+
+
+def _measure(problem: Problem, circuit: Circuit, ranking: Ranking, bench: Sequence[PairBatch], step: int) -> Check:
+    signals = problem.validate(circuit, bench)
+    load = float(problem.budget.load(signals)) if problem.config.pressure is None else math.nan
+    return Check(step, circuit, ranking, signals, load)
+
+
+class Checks:
+    """The checks during a run; remembers the best circuit that they saw."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        wanted = max(1, CHECK_PAIRS // problem.config.batch_size)
+        stride = max(1, len(problem.validation) // wanted)
+        self.bench = problem.validation[::stride][:wanted]
+        allowed = int(VALIDATION_SHARE * 2 * problem.config.steps / len(self.bench))
+        self.every = math.ceil(problem.config.steps / (allowed + 1))
+        self.best: Check | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether a check follows this step (the last step is followed by the final cut)."""
+        return (step + 1) % self.every == 0 and step + 1 < self.problem.config.steps
+
+    def run(self, step: int, ranking: Ranking) -> Check:
+        """Cut the ranking at 0 and measure it on the check pairs."""
+        check = try_cut(self.problem, ranking, 0.0, self.bench, step)
+        if check.better_than(self.best):
+            self.best = check
+        return check
+
+
+def final_cut(problem: Problem, ranking: Ranking, best: Check | None, *, quick: bool = False) -> Check:
+    """The circuit to return: the ranking cut where the budget is just met on all validation pairs, by bisection of the size.
+
+    A smaller circuit from the checks takes its place if it proves feasible on all validation pairs. Without a budget, or
+    when `quick`, the ranking is cut at 0.
+    """
+    steps = problem.config.steps
+    chosen = try_cut(problem, ranking, 0.0, problem.validation, steps)
+    if problem.config.pressure is not None or quick:
+        return chosen
+    low, high = chosen.circuit.size / BRACKET, min(1.0, chosen.circuit.size * BRACKET)
+    low, high = (low, chosen.circuit.size) if chosen.feasible else (chosen.circuit.size, high)
+    for _ in range(max(MIN_CUTS, int(VALIDATION_SHARE * 2 * steps / len(problem.validation))) - 1):
+        if low <= 0:
+            break
+        size = math.sqrt(low * high)
+        check = try_cut(problem, ranking, ranking.threshold_at(size), problem.validation, steps)
+        low, high = (low, size) if check.feasible else (size, high)
+        if check.better_than(chosen):
+            chosen = check
+    if best is not None and best.feasible and (best.circuit.size < chosen.circuit.size or not chosen.feasible):
+        again = _measure(problem, best.circuit, best.ranking, problem.validation, best.step)
+        if again.better_than(chosen):
+            chosen = again
+    return chosen
