@@ -1,0 +1,68 @@
+"""Where a result comes from: the model's weights, the pairs and the library versions, as facts for config.json."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from circuitsieve.data import Pairs
+from circuitsieve.pairs import SPLITS
+from circuitsieve.runs import PairRecord
+
+_LIBRARIES = ("circuitsieve", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the names, shapes, dtypes and values of all parameters: equal for equal weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(values.numpy().data)
+    return digest.hexdigest()
+
+
+def describe_model(model: PreTrainedModel) -> dict[str, Any]:
+    """The sections `model` and `versions` of config.json."""
+    return {
+        "model": {
+            "name": str(model.config._name_or_path),
+            "family": str(model.config.model_type),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "revision": getattr(model.config, "_commit_hash", None),
+            "fingerprint": fingerprint(model),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{library: importlib.metadata.version(library) for library in _LIBRARIES},
+        },
+    }
+
+
+def describe_pairs(pairs: Pairs) -> dict[str, Any]:
+    """The section `data` of config.json: how many pairs, why others were dropped, and a hash of all of them."""
+    digest = hashlib.sha256()
+    for record in records(pairs):
+        digest.update(json.dumps([asdict(record.pair), record.split, record.dropped], sort_keys=True).encode())
+    return {
+        "usable": {split: len(pairs.split(split)) for split in SPLITS},
+        "dropped": dict(pairs.reasons()),
+        "hash": digest.hexdigest()[:32],
+    }
+
+
+def records(pairs: Pairs) -> Iterator[PairRecord]:
+    """The lines of pairs.jsonl: usable pairs by split, then the dropped ones."""
+    for split in SPLITS:
+        for example in pairs.split(split):
+            yield PairRecord(example.pair, split)
+    for dropped in pairs.dropped:
+        yield PairRecord(dropped.pair, dropped.split, dropped.reason)

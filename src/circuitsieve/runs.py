@@ -1,0 +1,262 @@
+"""Run folders: what a discovery leaves on disk, written atomically, locked while written, readable without pickle.
+
+config.json            the full configuration, versions, model, data
+pairs.jsonl            every pair: its split, and why it was dropped if it was
+masks.safetensors      mask.<granularity> (boolean) and score.<granularity> of the ranking: the single truth
+baselines.safetensors  constant baselines, where the ablation has any
+circuit.json           counts, coarse node names, size, parameters
+history.jsonl          one line per step
+card.json              the evaluation on held-out pairs
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from circuitsieve import files
+from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.errors import RunError
+from circuitsieve.nodes import Activations, NodeSpace
+from circuitsieve.pairs import Pair
+from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
+
+_LOCK = ".lock"
+_NEEDED_BYTES = 64 << 20
+"""What must be free before a run starts: more than a run folder takes."""
+_RUN_FILES = (
+    "config.json",
+    "pairs.jsonl",
+    "masks.safetensors",
+    "baselines.safetensors",
+    "circuit.json",
+    "history.jsonl",
+    "card.json",
+)
+_COARSE = (Granularity.EMBED, Granularity.LAYER, Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK, Granularity.HEAD)
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """One line of pairs.jsonl."""
+
+    pair: Pair
+    split: str
+    dropped: str | None = None
+    """The reason, where the pair was dropped."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that holds one run."""
+
+    path: Path
+
+    # --- life cycle -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def claim(cls, path: str | Path, *, overwrite: bool = False) -> "RunFolder":
+        """A folder that a new run may be written to. Nothing in it is touched yet (see `clear`).
+
+        Raises:
+            RunError: the folder holds a run and `overwrite` is off, holds other things, or cannot be written.
+        """
+        folder = cls(Path(path))
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            partial = {files.partial(folder.path / name).name for name in _RUN_FILES}
+            present = {entry.name for entry in folder.path.iterdir()} - {_LOCK, *partial}
+            free = shutil.disk_usage(folder.path).free
+        except OSError as error:
+            raise RunError(
+                f"{path}: cannot be written ({error.strerror or error}), expected a folder for the run"
+            ) from error
+        foreign = sorted(present - {*_RUN_FILES})
+        if foreign:
+            raise RunError(f"{path}: found {foreign[0]!r}, which belongs to no run; expected a new or empty folder")
+        if present and not overwrite:
+            raise RunError(f"{path}: found a run in it; expected a new folder, or --overwrite to replace the run")
+        if not os.access(folder.path, os.W_OK | os.X_OK):
+            raise RunError(f"{path}: found a folder without permission to write, expected one for the run")
+        if free < _NEEDED_BYTES:
+            raise RunError(f"{path}: found {free >> 20} MB of free space, expected at least {_NEEDED_BYTES >> 20} MB")
+        return folder
+
+    def clear(self) -> None:
+        """Remove the files of an earlier run."""
+        for name in _RUN_FILES:
+            (self.path / name).unlink(missing_ok=True)
+            files.partial(self.path / name).unlink(missing_ok=True)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """The folder of an existing run.
+
+        Raises:
+            RunError: there is no run.
+        """
+        folder = cls(Path(path))
+        for name in ("config.json", "masks.safetensors", "circuit.json"):
+            if not folder.has(name):
+                raise RunError(
+                    f"{path}: found no {name}, expected the folder of a run (made by `circuitsieve discover`)"
+                )
+        return folder
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder while writing into it.
+
+        Raises:
+            RunError: another process holds it, or it cannot be written.
+        """
+        lock = FileLock(self.path / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunError(
+                f"{self.path}: found a run in progress in it, expected a folder that nobody else writes"
+            ) from error
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be locked for writing ({error.strerror or error})") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write an object, with the format version."""
+        files.write_json(self.path / name, content)
+
+    def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write JSON lines."""
+        files.write_lines(self.path / name, rows)
+
+    def write_pairs(self, records: Iterable[PairRecord]) -> None:
+        """Write every pair with its split and, where it was dropped, the reason."""
+        self.write_lines("pairs.jsonl", ({**asdict(r.pair), "split": r.split, "dropped": r.dropped} for r in records))
+
+    def write_circuit(self, circuit: Circuit, ranking: Ranking | None, found: Mapping[str, int | float | None]) -> None:
+        """Write the masks, the scores, the constants and their summary; `found` says how the circuit did on validation."""
+        tensors = {f"mask.{g}": mask for g, mask in circuit.masks.items()}
+        if ranking is not None:
+            tensors |= {f"score.{g}": scores for g, scores in ranking.scores.items()}
+        files.write_tensors(self.path / "masks.safetensors", tensors)
+        if circuit.constants is not None:
+            constants = {_key(site): constant for site, constant in circuit.constants.items()}
+            files.write_tensors(self.path / "baselines.safetensors", constants)
+        self.write_json("circuit.json", {**summary(circuit), "found": dict(found)})
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def has(self, name: str) -> bool:
+        """Whether the run holds a file of this name."""
+        return os.path.isfile(self.path / name)  # noqa: PTH113 (false, not an error, for what cannot be a path)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read an object.
+
+        Raises:
+            RunError: the file is missing, damaged or of another format version.
+        """
+        return files.read_json(self.path / name)
+
+    def look_up(self, name: str, *path: str) -> Any:
+        """A value inside a JSON file.
+
+        Raises:
+            RunError: the file is missing or damaged, or holds no such value.
+        """
+        value: Any = self.read_json(name)
+        for key in path:
+            if not isinstance(value, dict) or key not in value:
+                raise RunError(f"{self.path / name}: found no {'.'.join(path)}, expected the file of a run")
+            value = value[key]
+        return value
+
+    def read_pairs(self) -> list[PairRecord]:
+        """Read pairs.jsonl.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        path = self.path / "pairs.jsonl"
+        try:
+            rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            return [PairRecord(split=row.pop("split"), dropped=row.pop("dropped"), pair=_pair(row)) for row in rows]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path}: cannot be read ({error}), expected the pairs of a run") from error
+
+    def read_circuit(self) -> tuple[Circuit, Ranking | None]:
+        """Read the circuit and, where the run has one, the ranking.
+
+        Raises:
+            RunError: a file is missing or damaged, or does not fit the others.
+        """
+        about = self.read_json("circuit.json")
+        try:
+            space = NodeSpace(**{**about["space"], "biases": frozenset(about["space"]["biases"])})
+            ablation = Ablation(about["ablation"])
+            shapes = {g: space.shape(g) for g in Granularity}
+            sites = _sites(space)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{self.path / 'circuit.json'}: found no valid space and ablation ({error})") from error
+        tensors = files.read_tensors(
+            self.path / "masks.safetensors",
+            needed={f"mask.{g}": (torch.bool, shape) for g, shape in shapes.items()},
+            optional={f"score.{g}": (torch.float32, shape) for g, shape in shapes.items()},
+        )
+        constants = None if ablation.is_run else self._read_constants(sites, ablation)
+        circuit = Circuit(space, {g: tensors[f"mask.{g}"] for g in Granularity}, ablation, constants)
+        if about.get("kept") != summary(circuit)["kept"]:
+            raise RunError(
+                f"{self.path}: found other numbers of kept nodes in circuit.json than in masks.safetensors, expected the "
+                "files of one run"
+            )
+        scores = {g: tensors[f"score.{g}"] for g in Granularity if f"score.{g}" in tensors}
+        return circuit, Ranking(space, scores) if scores else None
+
+    def _read_constants(self, sites: Mapping[Site, int], ablation: Ablation) -> Activations:
+        widths = {site: 1 if ablation is Ablation.ZERO else width for site, width in sites.items()}
+        needed = {_key(site): (torch.float32, (width,)) for site, width in widths.items()}
+        tensors = files.read_tensors(self.path / "baselines.safetensors", needed)
+        return {site: tensors[_key(site)] for site in sites}
+
+
+def _sites(space: NodeSpace) -> dict[Site, int]:
+    """Every site of a model and the number of units there."""
+    widths = {SiteKind.ATTN_READ: space.heads * space.head_dim, SiteKind.MLP_READ: space.neurons}
+    kinds = [kind for kind in SiteKind if kind is not SiteKind.EMBED]
+    sites = [Site(SiteKind.EMBED, 0), *(Site(kind, layer) for layer in range(space.layers) for kind in kinds)]
+    return {site: widths.get(site.kind, space.width) for site in sites}
+
+
+def _key(site: Site) -> str:
+    return f"{site.kind}.{site.layer}"
+
+
+def _pair(row: Mapping[str, Any]) -> Pair:
+    lists = {key: tuple(row[key]) for key in ("answers", "wrong_answers", "candidates")}
+    return Pair(**{**row, **lists})
+
+
+def summary(circuit: Circuit) -> dict[str, Any]:
+    """What circuit.json says of a circuit."""
+    parameters = circuit.parameters
+    return {
+        "ablation": str(circuit.ablation),
+        "space": {**asdict(circuit.space), "biases": sorted(circuit.space.biases)},
+        "size": circuit.size,
+        "parameters": {"kept": parameters.kept, "total": parameters.total},
+        "kept": {str(g): {"kept": kept, "total": total} for g, (kept, total) in circuit.counts.items()},
+        "nodes": circuit.nodes(*_COARSE),
+    }
