@@ -1,0 +1,6 @@
+"""`python -m circuitsieve` and the command `circuitsieve`."""
+
+from circuitsieve.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Progress on stderr: a bar for the search, a bar for the evaluation, lines for what was found."""
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from circuitsieve.config import DiscoveryConfig
+
+
+class RichReporter:
+    """Shows a workflow on stderr; a context manager, so that the bars end with it."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "RichReporter":
+        return self  # nothing is shown before the first bar: an error stays the only line
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self.progress.stop()
+
+    def say(self, text: str) -> None:
+        """A line about what was found."""
+        self.console.print(Text(text), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """A line about what may be wrong."""
+        self.console.print(Text.assemble(("warning:", "yellow"), " ", text), soft_wrap=True)
+
+    def step(self, entry: Mapping[str, int | float], config: DiscoveryConfig) -> None:
+        """A step of the search is done."""
+        opened = [f"{name} {entry[f'open.{name}']:.0%}" for name in config.granularities]
+        facts = f"KL {entry['smoothed_kl']:.3f}  open: {', '.join(opened)}"
+        self._update("discover", int(entry["step"]) + 1, config.steps, facts)
+
+    def evaluation(self, what: str, done: int, total: int) -> None:
+        """A circuit of the evaluation is done."""
+        self._update("evaluate", done, total, what)
+
+    def _update(self, bar: str, done: int, total: int, facts: str) -> None:
+        if bar not in self._bars:
+            self.progress.start()
+            self._bars[bar] = self.progress.add_task(bar, total=total, facts=facts)
+        self.progress.update(self._bars[bar], completed=done, facts=facts)

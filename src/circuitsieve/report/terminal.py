@@ -1,0 +1,121 @@
+"""Tables of a circuit and its card for the terminal, as rich renderables. Nothing here computes anything."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from circuitsieve.selfcheck import CheckResult
+
+_COLUMNS = {
+    "circuit": "test",
+    "full model": "full",
+    "empty": "empty",
+    "complement": "complement",
+    "random": "random",
+}
+_METRICS = {
+    "kl": ("KL to the full model, nats", 3),
+    "kl_p95": ("KL, 95th percentile", 3),
+    "accuracy": ("accuracy (logit difference > 0)", 3),
+    "argmax_accuracy": ("argmax accuracy", 3),
+    "exact_match": ("same argmax as the full model", 3),
+    "logit_diff": ("logit difference", 2),
+    "prob_diff": ("probability difference", 3),
+    "faithfulness": ("faithfulness", 3),
+}
+
+
+def size_table(summary: Mapping[str, Any]) -> Table:
+    """Kept nodes by granularity, read-site units and exact parameters, from the contents of circuit.json."""
+    table = Table(title="What the circuit keeps", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("granularity")
+    for heading in ("kept", "of", "pruned"):
+        table.add_column(heading, justify="right")
+    for granularity, row in summary["kept"].items():
+        table.add_row(granularity, f"{row['kept']:,}", f"{row['total']:,}", _share(1 - row["kept"] / row["total"]))
+    table.add_section()
+    table.add_row("read-site units (size)", "", _share(summary["size"]), _share(1 - summary["size"]))
+    kept, total = summary["parameters"]["kept"], summary["parameters"]["total"]
+    table.add_row("parameters", f"{kept:,}", f"{total:,}", _share(1 - kept / total))
+    return table
+
+
+def layer_table(layers: Mapping[str, Mapping[str, int]]) -> Table:
+    """Kept units of every layer that keeps any."""
+    table = Table(title="Where it lies", box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("layer", "heads", "head dims", "MLP neurons"):
+        table.add_column(heading, justify="right")
+    for layer, row in layers.items():
+        if any(row.values()):
+            table.add_row(layer, *(f"{row[name]:,}" for name in ("head", "head_dim", "mlp_neuron")))
+    return table
+
+
+def card_table(card: Mapping[str, Any]) -> Table:
+    """Metrics on held-out pairs, the circuit beside its controls."""
+    present = {heading: section for heading, section in _COLUMNS.items() if section in card}
+    table = Table(title=f"On {card['test']['n']:.0f} held-out pairs", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("")
+    for heading in present:
+        table.add_column(heading, justify="right")
+    for metric, (label, digits) in _METRICS.items():
+        cells = [_cell(card, section, metric, digits) for section in present.values()]
+        table.add_row(label, *cells)
+    return table
+
+
+def _cell(card: Mapping[str, Any], section: str, metric: str, digits: int) -> str:
+    value = card[section].get(metric)
+    if value is None:
+        return "-"
+    interval = card["intervals"].get(section, {}).get(metric) if section == "test" else None
+    text = f"{value:.{digits}f}"
+    return f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else text
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def verdict(card: Mapping[str, Any]) -> Text:
+    """One line: was the budget met, and does the circuit stand out from random ones."""
+    text = Text()
+    met = card.get("budget_met")
+    if met is not None:
+        text.append(
+            "Budget met on validation pairs. " if met else "Budget NOT met on validation pairs. ",
+            "green" if met else "red",
+        )
+    if "random" in card:
+        text.append(
+            f"It beats {100 * card['random']['beaten']:.0f} % of {card['random']['circuits']:.0f} random circuits of the same "
+            "shape in KL."
+        )
+    return text
+
+
+def run_view(summary: Mapping[str, Any], card: Mapping[str, Any] | None) -> RenderableType:
+    """Everything of a run that fits a terminal."""
+    if card is None:
+        return Group(
+            size_table(summary), Text("Not evaluated yet: run `circuitsieve evaluate` on this folder.", "yellow")
+        )
+    return Group(size_table(summary), layer_table(card["layers"]), card_table(card), verdict(card))
+
+
+def check_table(results: Sequence["CheckResult"]) -> Table:
+    """What `circuitsieve check` found."""
+    table = Table(title="Does masking do what it says?", box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("check", "must equal"):
+        table.add_column(heading)
+    for heading in ("difference", "tolerated", ""):
+        table.add_column(heading, justify="right")
+    for result in results:
+        passed = Text("ok", "green") if result.passed else Text("FAILED", "red")
+        table.add_row(result.name, result.expectation, f"{result.difference:.1e}", f"{result.tolerance:.1e}", passed)
+    return table
