@@ -99,7 +99,7 @@ def discover(
     config: str | None = None,
     flags: Annotated[ConfigFlags, Parameter(name="*")] = _NO_FLAGS,
     task_option: tuple[str, ...] = (),
-    train_pairs: int = 512,
+    train_pairs: int = 768,
     validation_pairs: int = 128,
     test_pairs: int = 192,
     dtype: str = "float32",

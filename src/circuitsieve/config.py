@@ -15,6 +15,7 @@ from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity
 
 _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
 """Prices that are not 1: `size` counts these units, and the mean over so many of them moves little per unit."""
+CHARGES = ("open", "all")
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -39,6 +40,10 @@ class DiscoveryConfig:
 
     penalty: dict[str, float] = field(default_factory=dict)
     """Price of a granularity against the others, as NAME=PRICE (where not given: mlp_neuron 5, head_dim 2, others 1)."""
+
+    charge: str = "open"
+    """What is charged: open (nodes inside a closed head, block or layer cost nothing, so that they stay as they were until it
+    opens again) or all (as the paper)."""
 
     depth_factor: float = 0.0
     """Charges early layers more: the price is multiplied by 1 + this at the first layer, falling to 1 at the last."""
@@ -82,7 +87,7 @@ class DiscoveryConfig:
     seed: int = 0
     """Seeds the gates, their noise and the order of the batches."""
 
-    memory_gb: float = 4.0
+    memory_gb: float = 6.0
     """How many gigabytes of corrupted activations are kept between steps; what exceeds it is recomputed."""
 
     def __post_init__(self) -> None:
@@ -111,6 +116,7 @@ class DiscoveryConfig:
         for setting, words in (
             ("ablation", [str(a) for a in Ablation]),
             ("sampling", [str(s) for s in Sampling]),
+            ("charge", list(CHARGES)),
             ("lr_schedule", list(SCHEDULES)),
         ):
             if getattr(self, setting) not in words:

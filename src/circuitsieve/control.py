@@ -86,15 +86,17 @@ class PressureController:
     budget: Budget
     steps: int
     """How many steps the run has."""
-    start: float = 0.3
+    start: float = 1.0
     """The first pressure."""
-    slack: float = 8.0
+    slack: float = 4.0
     """The load that is allowed at the start; it tightens geometrically to 1 over the first part of the run. Gates that are
     closed early on little evidence can come back while the pressure falls."""
     tightening: float = 0.5
     """The share of the run over which the slack goes."""
-    rate: float = 0.05
-    """Largest change of the log pressure per step."""
+    rise: float = 0.02
+    """Largest rise of the log pressure per step: slow, because a gate needs tens of steps to close, and the KL answers late."""
+    fall: float = 0.05
+    """Largest fall of the log pressure per step."""
     lowest: float = 1e-3
     """The pressure never falls below: an early overshoot would else take as long to undo as it took to build up."""
     smoothing: float = 0.9
@@ -113,8 +115,8 @@ class PressureController:
         smoothed = Signals(*(keep * old + (1 - keep) * new for old, new in zip(state.smoothed, measured, strict=True)))
         after = state._replace(smoothed=smoothed, weight=keep * state.weight + 1 - keep)
         room = self.log_allowed(step) - self._log_load(after.signals) - state.log_gap
-        log_pressure = state.log_pressure + self.rate * room.clamp(-1, 1)
-        return after._replace(log_pressure=log_pressure.clamp_min(math.log(self.lowest)))
+        change = torch.where(room > 0, self.rise, self.fall) * room.clamp(-1, 1)
+        return after._replace(log_pressure=(state.log_pressure + change).clamp_min(math.log(self.lowest)))
 
     def log_allowed(self, step: int) -> float:
         """Log of the load that is allowed at a step."""

@@ -146,7 +146,6 @@ class _Training:
             device=problem.subject.device,
         )
         self.optimizer = torch.optim.Adam(self.gates.parameters(), lr=config.lr, betas=ADAM_BETAS, eps=ADAM_EPS)
-        self.prices = problem.prices()
         self.controller = PressureController(problem.budget, config.steps)
         self.control = self.controller.initial(problem.subject.device)
         self.checks = Checks(problem)
@@ -183,7 +182,7 @@ class _Training:
         loss = signals.kl
         if self.config.hinge is not None:
             loss = loss + hinge(logit_difference(logits, batch.targets), self.config.hinge).mean()
-        penalty, pressure = self.gates.penalty(self.prices), self._pressure(step)
+        penalty, pressure = self.gates.penalty(self.problem.prices(masks)), self._pressure(step)
         self.optimizer.zero_grad()
         torch.autograd.backward(loss + pressure * penalty)
         torch.nn.utils.clip_grad_norm_(self.gates.parameters(), self.config.clip)

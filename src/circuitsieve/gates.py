@@ -77,7 +77,7 @@ class HardConcrete(nn.Module):
                     masks[granularity] = _with_gradient_of(torch.sigmoid(log_alpha), s > 0.5)
         return masks
 
-    def penalty(self, prices: Mapping[Granularity, Float[Tensor, "#layers 1"]]) -> Float[Tensor, ""]:
+    def penalty(self, prices: Mapping[Granularity, Float[Tensor, "#layers _"]]) -> Float[Tensor, ""]:
         """Sum over granularities of the mean of price x the probability that the forward pass opens the gate.
 
         The probability is that of the sampling in use at full noise: P(m > 0) when soft, else P(s > 1/2).

@@ -7,6 +7,7 @@ and never saw an activation is an error (`HookNotFired`), never a silent no-op.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from circuitsieve.architectures import Architecture, architecture_of
 from circuitsieve.errors import HookNotFired
 from circuitsieve.nodes import Activations, NodeSpace, SiteMasks, node_space
 from circuitsieve.vocabulary import Site, SiteKind
+
+Edit = Callable[[Tensor], Tensor | None]
+"""What to make of an activation; None leaves it as it is."""
 
 _WRITES = (SiteKind.ATTN_WRITE, SiteKind.MLP_WRITE)
 
@@ -68,15 +72,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def record(subject: Subject, sites: Iterable[Site]) -> Iterator[Activations]:
     """Record the activations at sites, detached, in the model's dtype. A second forward pass overwrites the first."""
     recorded: Activations = {}
-
-    def keeping(site: Site) -> Callable[[Tensor], None]:
-        def keep(activation: Tensor) -> None:
-            recorded[site] = activation.detach()
-
-        return keep
-
-    with _edited(subject.architecture, {site: keeping(site) for site in sites}):
+    with _edited(subject.architecture, {site: partial(_keep, recorded, site) for site in sites}):
         yield recorded
+
+
+def _keep(recorded: Activations, site: Site, activation: Tensor) -> None:
+    recorded[site] = activation.detach()
 
 
 @contextmanager
@@ -86,59 +87,56 @@ def masked(subject: Subject, site_masks: SiteMasks, baselines: Mapping[Site, Ten
     Masks: [layers, n] or [layers, 1] per site kind, float32, 1 = keep. Baselines: broadcast to [batch, tokens, n]. Rows of
     bool masks that are open throughout are left out. Values are exact at 0 and at 1, in any dtype.
     """
-    edits: dict[Site, Callable[[Tensor], Tensor]] = {}
+    edits: dict[Site, Edit] = {}
     for kind, mask in site_masks.items():
         skip = mask.all(dim=1).tolist() if mask.dtype == torch.bool else [False] * len(mask)
         for layer, row in enumerate(mask.unbind(0)):
             if not skip[layer]:
                 site = Site(kind, layer)
-                edits[site] = _mixing(row, baselines[site])
+                edits[site] = partial(_mix, row, baselines[site])
     with _edited(subject.architecture, edits):
         yield
 
 
-def _mixing(mask: Tensor, baseline: Tensor) -> Callable[[Tensor], Tensor]:
-    def mix(activation: Tensor) -> Tensor:
-        weight = mask.to(activation)
-        return torch.lerp(baseline.to(activation).expand_as(activation), activation, weight)
+def _mix(mask: Tensor, baseline: Tensor, activation: Tensor) -> Tensor:
+    return torch.lerp(baseline.to(activation).expand_as(activation), activation, mask.to(activation))
 
-    return mix
+
+@dataclass(frozen=True)
+class _Hooks:
+    """What to do at each site, and which sites have seen no activation yet."""
+
+    edits: Mapping[Site, Edit]
+    silent: set[Site]
+
+    def on_read(self, site: Site, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        self.silent.discard(site)
+        edited = self.edits[site](args[0])
+        return None if edited is None else (edited, *args[1:])
+
+    def on_write(self, site: Site, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        self.silent.discard(site)
+        return self.edits[site](output)
 
 
 @contextmanager
-def _edited(architecture: Architecture, edits: Mapping[Site, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+def _edited(architecture: Architecture, edits: Mapping[Site, Edit]) -> Iterator[None]:
     """Apply a function to the activation at each site; None leaves it as it is."""
-    silent = set(edits)
-
-    def on_read(site: Site) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            silent.discard(site)
-            edited = edits[site](args[0])
-            return None if edited is None else (edited, *args[1:])
-
-        return hook
-
-    def on_write(site: Site) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
-        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            silent.discard(site)
-            return edits[site](output)
-
-        return hook
-
+    hooks = _Hooks(edits, set(edits))
     with ExitStack() as handles:
         for site in edits:
             handle: RemovableHandle
             if site.kind in _WRITES:
-                handle = architecture.write_module(site).register_forward_hook(on_write(site))
+                handle = architecture.write_module(site).register_forward_hook(partial(hooks.on_write, site))
             else:
-                handle = architecture.read_module(site).register_forward_pre_hook(on_read(site))
+                handle = architecture.read_module(site).register_forward_pre_hook(partial(hooks.on_read, site))
             handles.callback(handle.remove)
         yield
-    if silent:
-        site = min(silent)
+    if hooks.silent:
+        site = min(hooks.silent)
         raise HookNotFired(
-            f"site {site.kind} of layer {site.layer}: found no activation in the forward pass ({len(silent)} silent sites), "
-            "expected one; the model does not run the module that the family table names"
+            f"site {site.kind} of layer {site.layer}: found no activation in the forward pass "
+            f"({len(hooks.silent)} silent sites), expected one; the model does not run the module that the family table names"
         )
 
 
@@ -149,14 +147,15 @@ def answer_logits(
 
     Prompts are padded on the right; a causal model needs no attention mask for that.
     """
-    rows = torch.arange(input_ids.shape[0], device=input_ids.device)
-
-    def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (args[0][rows.to(args[0].device), positions.to(args[0].device)].unsqueeze(1), *args[1:])
-
-    handle = subject.architecture.unembedding.register_forward_pre_hook(gather)
+    handle = subject.architecture.unembedding.register_forward_pre_hook(partial(_gather, positions))
     try:
         logits: Tensor = subject.model(input_ids=input_ids, use_cache=False).logits
     finally:
         handle.remove()
     return logits[:, 0]
+
+
+def _gather(positions: Int[Tensor, " batch"], _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    hidden = args[0]
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return (hidden[rows, positions.to(hidden.device)].unsqueeze(1), *args[1:])

@@ -28,7 +28,7 @@ _LABELS = ("id", "template")
 class TaskOptions:
     """What a built-in task is asked for (files have as many pairs as they have)."""
 
-    train: int = 512
+    train: int = 768
     validation: int = 128
     test: int = 192
     seed: int = 0

@@ -33,6 +33,17 @@ COMPOSITION: Mapping[SiteKind, tuple[Granularity, ...]] = {
 }
 """The mask of a site is the product of the masks of these granularities."""
 
+CONTAINERS: Mapping[Granularity, tuple[Granularity, ...]] = {
+    Granularity.ATTN_BLOCK: (Granularity.LAYER,),
+    Granularity.MLP_BLOCK: (Granularity.LAYER,),
+    Granularity.HEAD: (Granularity.LAYER, Granularity.ATTN_BLOCK),
+    Granularity.HEAD_DIM: (Granularity.LAYER, Granularity.ATTN_BLOCK, Granularity.HEAD),
+    Granularity.MLP_NEURON: (Granularity.LAYER, Granularity.MLP_BLOCK),
+    Granularity.ATTN_OUT_DIM: (Granularity.LAYER, Granularity.ATTN_BLOCK),
+    Granularity.MLP_OUT_DIM: (Granularity.LAYER, Granularity.MLP_BLOCK),
+}
+"""The granularities whose nodes contain those of a granularity."""
+
 _WRITE_OF_READ = {SiteKind.ATTN_READ: SiteKind.ATTN_WRITE, SiteKind.MLP_READ: SiteKind.MLP_WRITE}
 _NAME = re.compile(r"L(?P<layer>\d+)\.(?P<granularity>[a-z_]+)(?:\.(?P<index>\d+))?")
 
@@ -154,6 +165,18 @@ class NodeSpace:
                         mask = mask.repeat_interleave(self.head_dim, dim=1)
                     composed[kind] = combine(composed[kind], mask) if kind in composed else mask
         return composed
+
+    def containers_open(self, masks: Masks) -> dict[Granularity, Float[Tensor, "#layers _"] | Bool[Tensor, "#layers _"]]:
+        """For each granularity in the masks that others in them contain: the product of the masks of the containers."""
+        products: dict[Granularity, Tensor] = {}
+        for granularity in masks:
+            for container in CONTAINERS.get(granularity, ()):
+                if container in masks:
+                    mask = masks[container]
+                    if container is Granularity.HEAD:
+                        mask = mask.repeat_interleave(self.head_dim, dim=1)
+                    products[granularity] = products[granularity] * mask if granularity in products else mask
+        return products
 
     def unit_scores(self, scores: Scores) -> dict[Granularity, Float[Tensor, "#layers _"]]:
         """Score of every read-site unit: the minimum over the nodes that contain it (blocks and layers included).

@@ -49,7 +49,7 @@ class TaskRequest:
     """What a task is asked for: how many pairs of each split, the seed, and the task's own options."""
 
     tokens_in: WordCounter
-    train: int = 512
+    train: int = 768
     validation: int = 128
     test: int = 256
     seed: int = 0

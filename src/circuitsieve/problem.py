@@ -75,14 +75,21 @@ class Problem:
         """What the circuit may cost."""
         return Budget(self.config.max_kl, self.config.min_faithfulness, self.config.max_accuracy_drop)
 
-    def prices(self) -> dict[Granularity, Float[Tensor, "#layers 1"]]:
-        """The coefficient of each granularity, by layer where early layers are charged more."""
+    def prices(self, masks: Masks) -> dict[Granularity, Float[Tensor, "#layers _"]]:
+        """What each node costs while these masks are in force.
+
+        The coefficient of its granularity, more for early layers where the depth factor says so, and nothing inside a
+        container that is closed: there a node does nothing, so that it neither costs nor learns.
+        """
         depth = torch.linspace(1, 0, self.space.layers, device=self.subject.device)[:, None]
         factors = 1 + self.config.depth_factor * depth
-        return {
+        prices = {
             g: self.config.price(g) * (factors if g is not Granularity.EMBED else torch.ones_like(factors[:1]))
             for g in self.granularities
         }
+        if self.config.charge == "open":
+            prices |= {g: prices[g] * product.detach() for g, product in self.space.containers_open(masks).items()}
+        return prices
 
     def order(self) -> Iterator[PairBatch]:
         """The training batches, reshuffled every epoch, as many as there are steps."""

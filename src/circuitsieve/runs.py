@@ -217,11 +217,12 @@ class RunFolder:
         )
         constants = None if ablation.is_run else self._read_constants(sites, ablation)
         circuit = Circuit(space, {g: tensors[f"mask.{g}"] for g in Granularity}, ablation, constants)
-        if about.get("kept") != summary(circuit)["kept"]:
-            raise RunError(
-                f"{self.path}: found other numbers of kept nodes in circuit.json than in masks.safetensors, expected the "
-                "files of one run"
-            )
+        for fact, value in summary(circuit).items():
+            if about.get(fact) != value:
+                raise RunError(
+                    f"{self.path}: found another {fact} in circuit.json than masks.safetensors gives, expected the files of "
+                    "one run"
+                )
         scores = {g: tensors[f"score.{g}"] for g in Granularity if f"score.{g}" in tensors}
         return circuit, Ranking(space, scores) if scores else None
 

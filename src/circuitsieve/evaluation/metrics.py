@@ -97,6 +97,10 @@ def summarise(outcome: Outcome, anchors: Anchors, seed: int = 0) -> Summary:
     reasons = {"faithfulness": reason} if reason else {}
     if len(outcome) < 2:
         reasons["intervals"] = "an interval needs two pairs"
+    elif values["faithfulness"] is not None and intervals["faithfulness"] is None:
+        reasons["intervals"] = (
+            "in some resamples the full model equals the empty circuit, so faithfulness has no interval"
+        )
     return Summary(values, intervals, reasons)
 
 
@@ -108,30 +112,33 @@ def _faithfulness(
     if reachable is None or reachable[0] <= 0 <= reachable[1]:
         return None, None, "the full model is not distinguishable from the empty circuit on these pairs"
 
-    def ratio(c: Values, f: Values, e: Values, axis: int = -1) -> Values:
-        gained: Values = (c.mean(axis) - e.mean(axis)) / (f.mean(axis) - e.mean(axis))
+    def ratio(c: Values, f: Values, e: Values, axis: int = -1) -> Values | np.float64:
+        gained: Values | np.float64 = (c.mean(axis) - e.mean(axis)) / (f.mean(axis) - e.mean(axis))
         return gained
 
     return float(ratio(circuit, full, empty)), interval([circuit, full, empty], ratio, seed), None
 
 
-def interval(samples: Sequence[Values], statistic: Callable[..., Values], seed: int) -> tuple[float, float] | None:
+def interval(
+    samples: Sequence[Values], statistic: Callable[..., Values | np.float64], seed: int
+) -> tuple[float, float] | None:
     """The percentile bootstrap interval of a statistic of paired samples.
 
     None for fewer than two pairs, and where a resample has no finite value (a ratio without a denominator).
     """
     if len(samples[0]) < 2:
         return None
-    result = stats.bootstrap(
-        tuple(samples),
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result = stats.bootstrap(
+            tuple(samples),
+            statistic,
+            paired=True,
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
     low, high = (float(bound) for bound in result.confidence_interval)
     return (low, high) if np.isfinite([low, high]).all() else None
 

@@ -1,0 +1,128 @@
+"""Single files of a run: written as a whole or not at all, checked when read. Knows nothing of circuits.
+
+Safetensors carry one metadata key only: with several, their bytes differ from process to process.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from circuitsieve.errors import RunError
+
+FORMAT_VERSION = 1
+
+Expected = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""What a file of tensors must hold: by name, the dtype and the last dimensions."""
+
+
+def partial(path: Path) -> Path:
+    """Where a file lies while it is written; its folder is locked then, so that one name is enough."""
+    return path.with_name(f".partial-{path.name}")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file as a whole: a reader sees the old one or the new one.
+
+    Raises:
+        RunError: it cannot be written; the old one is as it was.
+    """
+    temporary = partial(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object, with the format version. A number that is not finite could not be computed: it becomes null."""
+    text = json.dumps(_plain({"format_version": FORMAT_VERSION, **content}), indent=2, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines; a number that is not finite becomes null."""
+    write_bytes(path, "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows).encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors by name, with the format version."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, safetensors.torch.save(contiguous, metadata={"format_version": str(FORMAT_VERSION)}))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object.
+
+    Raises:
+        RunError: the file is missing, damaged or of another format version.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path}: cannot be read ({error}), expected a JSON object") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise RunError(f"{path}: found format_version {version!r}, expected {FORMAT_VERSION}")
+    return dict(content)
+
+
+def read_tensors(path: Path, needed: Expected, optional: Expected | None = None) -> dict[str, Tensor]:
+    """Read tensors by name.
+
+    Raises:
+        RunError: the file is missing, damaged or of another format version, or does not hold what is expected.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            version = (file.metadata() or {}).get("format_version")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error}), expected safetensors") from error
+    if version != str(FORMAT_VERSION):
+        raise RunError(f"{path}: found format_version {version!r}, expected {str(FORMAT_VERSION)!r}")
+    known = {**needed, **(optional or {})}
+    for name in sorted({*needed, *tensors}):
+        if name not in known:
+            raise RunError(f"{path}: found the unknown tensor {name!r}, expected {', '.join(known)}")
+        if problem := _misfit(tensors.get(name), *known[name]):
+            raise RunError(f"{path}: {name}: found {problem}")
+    return tensors
+
+
+def _misfit(tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> str | None:
+    """What is wrong with a tensor, if anything."""
+    wanted = f"{_word(dtype)} of the shape {shape}"
+    if tensor is None:
+        return f"nothing, expected {wanted}"
+    if tensor.dtype != dtype or tensor.dim() > 2 or tuple(tensor.shape[-len(shape) :]) != shape:
+        return f"{_word(tensor.dtype)} of the shape {tuple(tensor.shape)}, expected {wanted}"
+    if dtype == torch.bool and int(tensor.view(torch.uint8).max()) > 1:
+        return "values besides 0 and 1, expected a boolean mask"
+    return None
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _plain(value: Any) -> Any:
+    """The value with null for every number that is not finite: JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,77 @@
+"""The controller against a plant whose answer is known: a KL that follows the pressure by a power law."""
+
+import math
+
+import pytest
+import torch
+
+from circuitsieve.control import Budget, PressureController, PressureState, Signals
+
+
+def signals(kl: float = 0.0, faithfulness: float = 1.0, accuracy_drop: float = 0.0) -> Signals:
+    return Signals(*(torch.tensor(value) for value in (kl, 4.0 * faithfulness, 4.0, accuracy_drop)))
+
+
+def settle(controller: PressureController, plant: float, steps: int = 3000, start: float = 1.5) -> PressureState:
+    """Drive a plant with kl = plant * pressure."""
+    state = controller.initial()._replace(log_pressure=torch.tensor(math.log(start)))
+    for step in range(steps):
+        state = controller.step(step, signals(kl=plant * float(state.pressure)), state)
+    return state
+
+
+@pytest.mark.parametrize("plant", [0.02, 0.2, 2.0])
+@pytest.mark.parametrize("start", [0.05, 20.0])
+def test_the_pressure_settles_where_the_kl_is_the_budget(plant: float, start: float) -> None:
+    state = settle(PressureController(Budget(max_kl=0.1), steps=100), plant, start=start)
+    assert float(state.pressure) == pytest.approx(0.1 / plant, rel=0.02)
+    assert float(state.signals.kl) == pytest.approx(0.1, rel=0.02)
+
+
+def test_a_gap_between_training_and_validation_moves_the_settling_point() -> None:
+    controller = PressureController(Budget(max_kl=0.1), steps=100)
+    state = controller.initial()
+    for step in range(3000):
+        kl = 0.2 * float(state.pressure)
+        state = controller.step(step, signals(kl=kl), state)
+        if step % 50 == 49:  # on validation pairs the circuit does half as well
+            state = controller.checked(signals(kl=2 * kl), state)
+    assert float(state.signals.kl) == pytest.approx(0.05, rel=0.05)
+
+
+def test_the_allowed_load_tightens_to_the_budget_and_stays_there() -> None:
+    controller = PressureController(Budget(max_kl=0.1), steps=100)
+    allowed = [math.exp(controller.log_allowed(step)) for step in (0, 25, 50, 99)]
+    assert allowed == pytest.approx([controller.slack, math.sqrt(controller.slack), 1, 1])
+
+
+def test_the_correction_is_bounded() -> None:
+    controller = PressureController(Budget(max_kl=0.1), steps=100)
+    state = controller.checked(signals(kl=1e6), controller.step(0, signals(kl=0.1), controller.initial()))
+    assert float(state.log_gap) == pytest.approx(controller.largest_gap)
+
+
+def test_the_pressure_never_falls_below_its_floor() -> None:
+    controller = PressureController(Budget(max_kl=0.1), steps=100)
+    state = settle(controller, plant=1e9, steps=2000)
+    assert float(state.pressure) == pytest.approx(controller.lowest)
+
+
+def test_the_moving_average_is_corrected_for_its_start() -> None:
+    controller = PressureController(Budget(max_kl=0.1), steps=100)
+    state = controller.step(0, signals(kl=0.7), controller.initial())
+    assert float(state.signals.kl) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("budget", "measured", "load"),
+    [
+        (Budget(max_kl=0.1), signals(kl=0.05), 0.5),
+        (Budget(max_kl=0.1), signals(kl=0.05, accuracy_drop=0.06), 2.0),  # the KL is kept, the task is lost
+        (Budget(min_faithfulness=0.9), signals(kl=9.0, faithfulness=0.95), 0.5),
+        (Budget(min_faithfulness=0.9), signals(kl=9.0, faithfulness=1.2), 2.0),  # an overshoot is no better
+        (Budget(max_kl=0.1, min_faithfulness=0.9), signals(kl=0.3, faithfulness=0.95), 3.0),
+    ],
+)
+def test_the_load_is_that_of_the_constraint_nearest_to_its_limit(budget: Budget, measured: Signals, load: float) -> None:
+    assert float(budget.load(measured)) == pytest.approx(load, rel=1e-5)

