@@ -73,5 +73,7 @@ def test_the_moving_average_is_corrected_for_its_start() -> None:
         (Budget(max_kl=0.1, min_faithfulness=0.9), signals(kl=0.3, faithfulness=0.95), 3.0),
     ],
 )
-def test_the_load_is_that_of_the_constraint_nearest_to_its_limit(budget: Budget, measured: Signals, load: float) -> None:
+def test_the_load_is_that_of_the_constraint_nearest_to_its_limit(
+    budget: Budget, measured: Signals, load: float
+) -> None:
     assert float(budget.load(measured)) == pytest.approx(load, rel=1e-5)

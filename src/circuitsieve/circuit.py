@@ -4,6 +4,7 @@ A circuit holds one boolean mask for every granularity (1 = keep), whether or no
 holds a score for every searched node; cutting it anywhere gives a circuit.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -117,16 +118,19 @@ class Ranking:
         return cut(self.scores, threshold)
 
     def threshold_at(self, size: float) -> float:
-        """The threshold at which a share of the read-site units is kept (ties fall out of the circuit).
+        """The lowest threshold at which at most a share of the read-site units is kept, out dims cut at the same one.
 
         Raises:
             ConfigError: size lies outside (0, 1].
         """
         if not 0 < size <= 1:
             raise ConfigError(f"size: found {size}, expected a fraction above 0 and at most 1")
-        ordered = self.unit_scores().sort(descending=True).values
-        k = round(size * len(ordered))
-        return float(ordered[k]) if k < len(ordered) else -torch.inf
+        thresholds = [-torch.inf, *self.unit_scores().unique().tolist()]
+        allowed = (round(size * self.space.units) + 0.5) / self.space.units
+        return thresholds[bisect_left(thresholds, True, key=lambda t: self._size_at(t) <= allowed)]
+
+    def _size_at(self, threshold: float) -> float:
+        return self.space.size({**self.space.full(), **self.cut(threshold)})
 
     def unit_scores(self) -> Float[Tensor, " units"]:
         """Scores of all head dims, then of all MLP neurons, layer by layer."""

@@ -31,6 +31,7 @@ app = App(
     help_epilogue="Start with `circuitsieve demo`: a circuit of a bundled model, evaluated, in under a minute.",
     default_parameter=Parameter(consume_multiple=True, negative=(), negative_iterable=(), negative_none=()),
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `main` says what happened
 )
 
 
@@ -74,15 +75,19 @@ def _table(words: tuple[str, ...] | None, flag: str) -> dict[str, str]:
     return table
 
 
+def _number(flag: str, word: str) -> float:
+    try:
+        return float(word)
+    except ValueError as error:
+        raise ConfigError(f"{flag}: found {word!r}, expected a number") from error
+
+
 def _config(flags: Any, base: str | None) -> DiscoveryConfig:
     """The configuration of a file or preset, with the given flags on top."""
     given = {item.name: getattr(flags, item.name) for item in fields(flags) if getattr(flags, item.name) is not None}
     if "penalty" in given:
         prices = _table(given["penalty"], "--penalty")
-        try:
-            given["penalty"] = {name: float(price) for name, price in prices.items()}
-        except ValueError as error:
-            raise ConfigError(f"--penalty: found {error}, expected NAME=NUMBER") from error
+        given["penalty"] = {name: _number(f"--penalty {name}", price) for name, price in prices.items()}
     start = load_config(base) if base is not None else DiscoveryConfig()
     return start.replaced(**given)
 
@@ -283,7 +288,7 @@ def check(model: str, /, *, dtype: str = "float32", device: str = "cpu", json: b
         loaded = load_model(model, dtype=dtype, device=device)
         results = selfcheck(loaded.model, progress=reporter.evaluation)
     if json:
-        _print_json({"model": model, "checks": [result._asdict() for result in results]})
+        _print_json({"model": model, "checks": [{**result._asdict(), "passed": result.passed} for result in results]})
     else:
         Console().print(check_table(results))
     return 0 if all(result.passed for result in results) else 1
@@ -332,8 +337,10 @@ def _one_line_errors() -> Iterator[None]:
         sys.exit(130)
 
 
-def _quiet_libraries() -> None:
-    """Their progress bars and advice would stand between ours; read when they are first imported."""
+def _set_up_libraries() -> None:
+    """What they read when they are first imported: no bars and advice between ours; threads that wait do not spin, which on
+    a shared machine costs most of its speed."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -341,7 +348,7 @@ def _quiet_libraries() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; leaves with its exit status."""
-    _quiet_libraries()
+    _set_up_libraries()
     with _one_line_errors():
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     sys.exit(status if isinstance(status, int) else 0)

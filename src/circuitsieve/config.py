@@ -14,7 +14,7 @@ from circuitsieve.errors import ConfigError, one_of
 from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity, Sampling
 
 _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
-"""Prices that are not 1: `size` counts these units, and the mean over so many of them moves little per unit."""
+"""Prices that are not 0.5: `size` counts these units, and the mean over so many of them moves little per unit."""
 CHARGES = ("open", "all")
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -39,7 +39,7 @@ class DiscoveryConfig:
     """The kinds of node that get a gate: layer attn_block mlp_block head head_dim mlp_neuron attn_out_dim mlp_out_dim embed."""
 
     penalty: dict[str, float] = field(default_factory=dict)
-    """Price of a granularity against the others, as NAME=PRICE (where not given: mlp_neuron 5, head_dim 2, others 1)."""
+    """Price of a granularity against the others, as NAME=PRICE (where not given: mlp_neuron 5, head_dim 2, the rest 0.5)."""
 
     charge: str = "open"
     """What is charged: open (nodes inside a closed head, block or layer cost nothing, so that they stay as they were until it
@@ -54,7 +54,7 @@ class DiscoveryConfig:
     sampling: str = "hard"
     """How masks are sampled: hard, straight_through (as the paper: the gradient is that of a soft sample) or soft."""
 
-    final_noise: float = 0.05
+    final_noise: float = 0.1
     """The share of the gates' sampling noise that is left at the end, so that the masks trained last are those cut (paper: 1)."""
 
     hinge: float | None = None
@@ -69,10 +69,10 @@ class DiscoveryConfig:
     lr: float = 0.3
     """Learning rate of the gates (Adam, without weight decay)."""
 
-    lr_schedule: str = "constant"
+    lr_schedule: str = "linear"
     """How the learning rate falls: constant, linear or cosine."""
 
-    lr_end: float = 1e-4
+    lr_end: float = 0.02
     """The learning rate at the last step of a falling schedule."""
 
     warmup: int = 0
@@ -82,7 +82,7 @@ class DiscoveryConfig:
     """Largest norm of the gradient of all gates together."""
 
     init: tuple[float, float] = (2.5, 3.5)
-    """The range from which log_alpha starts, uniformly."""
+    """The range in which log_alpha starts, uniformly."""
 
     seed: int = 0
     """Seeds the gates, their noise and the order of the batches."""
@@ -91,8 +91,8 @@ class DiscoveryConfig:
     """How many gigabytes of corrupted activations are kept between steps; what exceeds it is recomputed."""
 
     def __post_init__(self) -> None:
-        for name in ("granularities", "init"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "granularities", tuple(self.granularities))
+        object.__setattr__(self, "init", tuple(map(float, self.init)))
         budgets = [name for name in ("max_kl", "min_faithfulness", "pressure") if getattr(self, name) is not None]
         if len(budgets) > 1:
             raise ConfigError(f"budget: found {' and '.join(budgets)}, expected one of them")
@@ -144,7 +144,7 @@ class DiscoveryConfig:
 
     def price(self, granularity: str) -> float:
         """The coefficient of a granularity."""
-        return self.penalty.get(granularity, _PRICES.get(granularity, 1.0))
+        return self.penalty.get(granularity, _PRICES.get(granularity, 0.5))
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary fit for JSON."""

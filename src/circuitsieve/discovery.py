@@ -35,9 +35,10 @@ from circuitsieve.runs import RunFolder
 from circuitsieve.selection import Check, Checks, final_cut
 from circuitsieve.vocabulary import Sampling
 
-
 ADAM_BETAS = (0.9, 0.98)
 """The second moment must follow gradients that shrink by orders of magnitude while a gate closes."""
+NOISE_FALLS = (0.3, 0.7)
+"""The shares of the run between which the sampling noise falls."""
 ADAM_EPS = 1e-15
 """The gradient of one MLP neuron's gate may be as small as 1e-10, and means as much as any other."""
 
@@ -187,7 +188,8 @@ class _Training:
         torch.autograd.backward(loss + pressure * penalty)
         torch.nn.utils.clip_grad_norm_(self.gates.parameters(), self.config.clip)
         self.optimizer.step()
-        self.gates.keep_reversible()
+        if self.gates.sampling is Sampling.HARD:
+            self.gates.keep_reversible()
         measured = Signals(*(signal.detach() for signal in signals))
         self.control = self.controller.step(step, measured, self.control)
         return {
@@ -220,9 +222,10 @@ def learning_rate(config: DiscoveryConfig, step: int) -> float:
 
 
 def noise_scale(config: DiscoveryConfig, step: int) -> float:
-    """The share of the sampling noise at a step: 1 in the first half, then falling linearly; final for the last tenth."""
+    """The share of the sampling noise at a step: 1 at first, then falling linearly to the final share, which then stays."""
+    first, last = NOISE_FALLS
     done = step / max(1, config.steps - 1)
-    return 1 - (1 - config.final_noise) * min(1.0, max(0.0, (done - 0.5) / 0.4))
+    return 1 - (1 - config.final_noise) * min(1.0, max(0.0, (done - first) / (last - first)))
 
 
 def _numbers(measured: Mapping[str, Tensor], step: int) -> dict[str, int | float]:

@@ -43,15 +43,22 @@ class HardConcrete(nn.Module):
         init: tuple[float, float] = (2.5, 3.5),
         device: torch.device | str = "cpu",
     ) -> None:
+        """Make the gates.
+
+        Args:
+            shapes: [layers, n] of each granularity.
+            seed: of the noise and of the start.
+            sampling: how masks are drawn.
+            init: the range in which log_alpha starts, uniformly.
+            device: where the gates live.
+        """
         super().__init__()
         self.seed, self.sampling = seed, sampling
-        generator = _generator(seed, 0)
-        self.log_alpha = nn.ParameterDict(
-            {
-                g: nn.Parameter(torch.empty(shape).uniform_(*init, generator=generator).to(device))
-                for g, shape in shapes.items()
-            }
-        )
+        generator, (low, high) = _generator(seed, 0), init
+        self.log_alpha = nn.ParameterDict()
+        for granularity, shape in shapes.items():
+            values = torch.empty(shape).uniform_(low, high, generator=generator)
+            self.log_alpha[granularity] = nn.Parameter(values.to(device))
 
     def scores(self) -> dict[Granularity, Float[Tensor, "#layers _"]]:
         """log_alpha by granularity; the same tensors that are learned."""

@@ -166,7 +166,9 @@ class NodeSpace:
                     composed[kind] = combine(composed[kind], mask) if kind in composed else mask
         return composed
 
-    def containers_open(self, masks: Masks) -> dict[Granularity, Float[Tensor, "#layers _"] | Bool[Tensor, "#layers _"]]:
+    def containers_open(
+        self, masks: Masks
+    ) -> dict[Granularity, Float[Tensor, "#layers _"] | Bool[Tensor, "#layers _"]]:
         """For each granularity in the masks that others in them contain: the product of the masks of the containers."""
         products: dict[Granularity, Tensor] = {}
         for granularity in masks:

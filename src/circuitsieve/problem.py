@@ -139,10 +139,19 @@ class Problem:
 
 
 def _kinds(space: NodeSpace, config: DiscoveryConfig) -> tuple[SiteKind, ...]:
-    """The sites that the search will mix: those that any subset of its masks leaves after folding."""
+    """The sites that the search or a circuit cut from it will mix.
+
+    Its masks need those that folding leaves. Clean-up needs more: with a block it closes the heads and neurons inside, and
+    with them the block, which cannot be folded across a norm.
+    """
     shapes = {
         Granularity(name): torch.zeros(space.shape(Granularity(name)), dtype=torch.bool)
         for name in config.granularities
     }
     needed = set(space.fold(space.compose(shapes), Ablation(config.ablation)))
+    for read, write in ((SiteKind.ATTN_READ, SiteKind.ATTN_WRITE), (SiteKind.MLP_READ, SiteKind.MLP_WRITE)):
+        if write in needed:
+            needed.add(read)
+        elif read in needed and space.post_norm:
+            needed.add(write)
     return tuple(kind for kind in COMPOSITION if kind in needed)

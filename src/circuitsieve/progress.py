@@ -25,7 +25,7 @@ class RichReporter:
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),  # so that all of it fits 80 columns
             MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"),
             TimeElapsedColumn(),
@@ -54,9 +54,12 @@ class RichReporter:
 
     def step(self, entry: Mapping[str, int | float], config: DiscoveryConfig) -> None:
         """A step of the search is done."""
-        opened = [f"{name} {entry[f'open.{name}']:.0%}" for name in config.granularities]
-        facts = f"KL {entry['smoothed_kl']:.3f}  open: {', '.join(opened)}"
-        self._update("discover", int(entry["step"]) + 1, config.steps, facts)
+        opened = [entry[f"open.{name}"] for name in config.granularities]
+        facts = f"KL {entry['smoothed_kl']:.3f}  open {min(opened):.0%} to {max(opened):.0%}"
+        done = int(entry["step"]) + 1
+        if not self.console.is_terminal and done % max(1, config.steps // 10) == 0:  # a bar would not show in a log file
+            self.say(f"step {done} of {config.steps}, {entry['seconds']:.0f} s: {facts}")
+        self._update("discover", done, config.steps, facts)
 
     def evaluation(self, what: str, done: int, total: int) -> None:
         """A circuit of the evaluation is done."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs, encode, encode_all
@@ -25,6 +25,7 @@ from circuitsieve.screening import check_fit, keep_correct, screen
 _SPENT = ("seconds", "peak_memory_bytes")
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Shows what happens to whoever waits."""
 

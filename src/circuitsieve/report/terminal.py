@@ -11,21 +11,15 @@ from rich.text import Text
 if TYPE_CHECKING:
     from circuitsieve.selfcheck import CheckResult
 
-_COLUMNS = {
-    "circuit": "test",
-    "full model": "full",
-    "empty": "empty",
-    "complement": "complement",
-    "random": "random",
-}
+_CONTROLS = {"full": "full", "empty": "empty", "complement": "complement", "random": "random"}
 _METRICS = {
-    "kl": ("KL to the full model, nats", 3),
-    "kl_p95": ("KL, 95th percentile", 3),
-    "accuracy": ("accuracy (logit difference > 0)", 3),
+    "kl": ("KL, nats", 3),
+    "kl_p95": ("KL, 95th centile", 3),
+    "accuracy": ("accuracy", 3),
     "argmax_accuracy": ("argmax accuracy", 3),
-    "exact_match": ("same argmax as the full model", 3),
+    "exact_match": ("exact match", 3),
     "logit_diff": ("logit difference", 2),
-    "prob_diff": ("probability difference", 3),
+    "prob_diff": ("prob difference", 3),
     "faithfulness": ("faithfulness", 3),
 }
 
@@ -58,24 +52,25 @@ def layer_table(layers: Mapping[str, Mapping[str, int]]) -> Table:
 
 def card_table(card: Mapping[str, Any]) -> Table:
     """Metrics on held-out pairs, the circuit beside its controls."""
-    present = {heading: section for heading, section in _COLUMNS.items() if section in card}
-    table = Table(title=f"On {card['test']['n']:.0f} held-out pairs", box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("")
-    for heading in present:
-        table.add_column(heading, justify="right")
+    controls = {heading: section for heading, section in _CONTROLS.items() if section in card}
+    title = f"On {card['test']['n']:.0f} held-out pairs"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for heading in ("circuit", "95 % interval", *controls):
+        table.add_column(heading, justify="right", no_wrap=True)
     for metric, (label, digits) in _METRICS.items():
-        cells = [_cell(card, section, metric, digits) for section in present.values()]
-        table.add_row(label, *cells)
+        found, interval = card["test"][metric], card["intervals"]["test"].get(metric)
+        others = [_number(card[section].get(metric), digits) for section in controls.values()]
+        table.add_row(label, _number(found, digits), _interval(interval, digits), *others)
     return table
 
 
-def _cell(card: Mapping[str, Any], section: str, metric: str, digits: int) -> str:
-    value = card[section].get(metric)
-    if value is None:
-        return "-"
-    interval = card["intervals"].get(section, {}).get(metric) if section == "test" else None
-    text = f"{value:.{digits}f}"
-    return f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]" if interval else text
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(bounds: Sequence[float] | None, digits: int) -> str:
+    return "-" if bounds is None else f"{bounds[0]:.{digits}f}..{bounds[1]:.{digits}f}"
 
 
 def _share(value: float) -> str:

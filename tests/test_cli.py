@@ -1,0 +1,294 @@
+"""The command line from the first flag to the last table, on a tiny random model and a file of pairs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import circuitsieve
+from circuitsieve import cli
+from circuitsieve.config import DiscoveryConfig
+from circuitsieve.gates import HardConcrete
+from circuitsieve.nodes import NodeSpace
+from circuitsieve.pairs import SPLITS
+from circuitsieve.runs import RunFolder
+from tiny import name_pairs, write_jsonl
+from tiny_cli import Output, call, make_home
+
+Called = Callable[..., Output]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a file of pairs and a finished run; tests leave them as they are."""
+    return make_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def run(home: Path, tmp_path: Path) -> Path:
+    """A copy of the run."""
+    return Path(shutil.copytree(home / "run", tmp_path / "run"))
+
+
+@pytest.fixture
+def called(capsys: pytest.CaptureFixture[str]) -> Called:
+    return lambda *words: call(capsys, *words)
+
+
+@pytest.fixture
+def discover(home: Path, tmp_path: Path, called: Called) -> Called:
+    """A short discovery into the folder `new`."""
+    words = ["discover", "--model", home / "model", "--out", tmp_path / "new", "--steps", 3]
+    return lambda *more, task=home / "pairs.jsonl": called(*words, "--task", task, *more)
+
+
+def document(output: Output) -> dict:
+    """The one JSON document on stdout."""
+    assert output.status == 0
+    return json.loads(output.out)
+
+
+# --- the whole way ------------------------------------------------------------------------------------------------------
+
+
+def test_discovery_leaves_a_run(home):
+    run = home / "run"
+    names = {"config.json", "pairs.jsonl", "masks.safetensors", "circuit.json", "history.jsonl", "card.json"}
+    assert {path.name for path in run.iterdir()} - {".lock"} == names
+    config = json.loads((run / "config.json").read_text())
+    assert DiscoveryConfig.from_dict(config["discovery"]) == DiscoveryConfig(steps=3, batch_size=4)
+    assert config["model"]["name"] == str(home / "model")
+    assert config["data"]["task"] == str(home / "pairs.jsonl")
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in history] == [0, 1, 2]
+    assert all({"seconds", "kl"} <= entry.keys() for entry in history)
+    records = RunFolder.open(run).read_pairs()
+    assert {record.pair.clean for record in records} == {pair.clean for pair in name_pairs(40)}
+    card = json.loads((run / "card.json").read_text())
+    assert card["test"]["n"] == sum(record.split == "test" for record in records)
+    assert card["budget_met"] in (0, 1)
+    assert card["dropped_pairs"] == 0
+    assert card["seconds"] > 0
+    assert card["peak_memory_bytes"] > 1 << 20
+
+
+def test_json_is_one_document_and_the_saved_card(discover, tmp_path):
+    card = document(discover("--json"))
+    saved = json.loads((tmp_path / "new/card.json").read_text())
+    assert {"format_version": 1, **card} == saved
+
+
+def test_the_same_words_give_the_same_circuit(home, discover, tmp_path):
+    discover("--batch-size", 4)
+    for name in ("masks.safetensors", "circuit.json", "pairs.jsonl"):
+        assert (tmp_path / "new" / name).read_bytes() == (home / "run" / name).read_bytes()
+
+
+def test_show_prints_tables_nodes_or_json(called, home):
+    tables = called("show", home / "run")
+    assert tables.status == 0
+    summary = json.loads((home / "run/circuit.json").read_text())
+    card = json.loads((home / "run/card.json").read_text())
+    for shown in ("What the circuit keeps", f"{summary['parameters']['kept']:,}", "Where it lies", "held-out pairs"):
+        assert shown in tables.out
+    assert tables.err == ""
+    assert document(called("show", home / "run", "--json")) == {"circuit": summary, "card": card}
+    nodes = called("show", home / "run", "--nodes")
+    assert nodes.out.splitlines() == summary["nodes"]
+    space = NodeSpace(**{**summary["space"], "biases": frozenset(summary["space"]["biases"])})
+    assert [str(space.parse(name)) for name in nodes.out.splitlines()] == summary["nodes"]
+
+
+def test_evaluating_again_gives_the_same_card(called, run):
+    before = json.loads((run / "card.json").read_text())
+    (run / "card.json").unlink()
+    card = document(called("evaluate", run, "--json"))
+    measured = {"seconds", "peak_memory_bytes", "reasons", "format_version"}
+    assert {k: v for k, v in card.items() if k not in measured} == {
+        k: v for k, v in before.items() if k not in measured
+    }
+    assert card["seconds"] is card["peak_memory_bytes"] is None
+    assert {"seconds", "peak_memory_bytes"} <= card["reasons"].keys()
+    assert json.loads((run / "card.json").read_text()) == {"format_version": 1, **card}
+
+
+def test_evaluating_on_other_pairs_leaves_the_card_as_it_is(called, run, tmp_path):
+    before = (run / "card.json").read_bytes()
+    good, bad = name_pairs(6, seed=5), name_pairs(8, seed=6)[6:]
+    spoiled = tuple(type(pair)(pair.clean, "short", pair.answers, pair.wrong_answers) for pair in bad)
+    output = called("evaluate", run, "--data", write_jsonl(tmp_path / "other.jsonl", good + spoiled), "--json")
+    card = document(output)
+    assert (card["test"]["n"], card["dropped_pairs"]) == (6, 2)
+    assert "warning: dropped 2 pairs: clean and corrupted prompts do not align word by word in tokens\n" in output.err
+    assert (run / "card.json").read_bytes() == before
+
+
+def test_run_is_replaced_when_asked(discover, tmp_path):
+    discover("--ablation", "mean")
+    assert (tmp_path / "new/baselines.safetensors").exists()
+    output = discover("--overwrite")
+    assert output.status == 0
+    assert not (tmp_path / "new/baselines.safetensors").exists()
+    assert json.loads((tmp_path / "new/circuit.json").read_text())["ablation"] == "corrupted"
+
+
+@pytest.mark.parametrize("ablation", ["mean", "mean_positional", "zero", "resample"])
+def test_every_ablation_goes_the_whole_way(called, discover, tmp_path, ablation):
+    first = document(discover("--ablation", ablation, "--json"))
+    again = document(called("evaluate", tmp_path / "new", "--json"))
+    assert again["test"] == pytest.approx(first["test"])
+
+
+def test_flags_come_on_top_of_a_file(discover, tmp_path):
+    (tmp_path / "settings.json").write_text('{"granularities": ["head", "mlp_neuron"], "lr": 0.5, "pressure": 1}')
+    output = discover("--config", tmp_path / "settings.json", "--lr", 0.25, "--penalty", "head=2", "mlp_neuron=0.5")
+    assert output.status == 0
+    config = DiscoveryConfig.from_dict(json.loads((tmp_path / "new/config.json").read_text())["discovery"])
+    assert config == DiscoveryConfig(
+        granularities=("head", "mlp_neuron"), lr=0.25, pressure=1.0, steps=3, penalty={"head": 2.0, "mlp_neuron": 0.5}
+    )
+    card = json.loads((tmp_path / "new/card.json").read_text())
+    assert card["budget_met"] is None
+    assert "fixed pressure" in card["reasons"]["budget_met"]
+
+
+def test_paths_are_printed_as_they_are(called, home, tmp_path):
+    strange = tmp_path / "[/bold] run"
+    words = ["--model", home / "model", "--task", home / "pairs.jsonl", "--out", strange, "--steps", 1]
+    output = called("discover", *words)
+    assert output.status == 0
+    assert f"Run folder: {strange}\n" in output.out
+
+
+# --- warnings -----------------------------------------------------------------------------------------------------------
+
+
+def test_model_that_cannot_do_the_task_is_a_warning(discover, tmp_path):
+    output = discover(task=write_jsonl(tmp_path / "many.jsonl", name_pairs(200)))
+    assert output.status == 0
+    assert "the model hardly does this task, so a circuit for it will mean little\n" in output.err
+
+
+def test_unmet_budget_is_a_warning(discover, tmp_path):
+    (tmp_path / "settings.json").write_text('{"init": [-5, -4], "max_kl": 1e-6}')
+    output = discover("--config", tmp_path / "settings.json", "--json")
+    assert document(output)["budget_met"] == 0
+    assert "warning: no circuit met the budget on the validation pairs" in output.err
+
+
+def test_only_correct_counts_what_it_drops(discover, tmp_path):
+    card = document(discover("--only-correct", "--json"))
+    records = RunFolder.open(tmp_path / "new").read_pairs()
+    wrong = [record for record in records if record.dropped == "the full model gets it wrong"]
+    assert card["full"]["accuracy"] == 1
+    assert card["dropped_pairs"] == len(wrong) > 0
+    assert len(records) == 40
+
+
+# --- interrupts ---------------------------------------------------------------------------------------------------------
+
+
+def test_interrupted_search_leaves_a_run_to_evaluate(called, discover, tmp_path, monkeypatch):
+    draw = HardConcrete.draw
+
+    def interrupted(self: HardConcrete, step: int, *more: object, **others: object) -> object:
+        if step == 2:
+            raise KeyboardInterrupt
+        return draw(self, step, *more, **others)
+
+    monkeypatch.setattr(HardConcrete, "draw", interrupted)
+    output = discover()
+    assert output.status == 130
+    assert f"interrupted after 2 of 3 steps; the circuit so far lies in {tmp_path}/new, evaluate it with" in output.err
+    assert len((tmp_path / "new/history.jsonl").read_text().splitlines()) == 2
+    assert not (tmp_path / "new/card.json").exists()
+    assert "Not evaluated yet" in called("show", tmp_path / "new").out
+    assert document(called("evaluate", tmp_path / "new", "--json"))["test"]["kl"] >= 0
+    assert "held-out pairs" in called("show", tmp_path / "new").out
+
+
+def test_interrupt_before_the_search_leaves_no_run(discover, tmp_path, monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("circuitsieve.workflow.load_task", interrupted)
+    output = discover()
+    assert (output.status, output.out, output.err) == (130, "", "circuitsieve: interrupted\n")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_disk_that_fills_up_is_one_line(discover, tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    output = discover()
+    assert output.status == 2
+    assert output.err.splitlines()[-1] == (
+        f"circuitsieve: {tmp_path}/new/config.json: cannot be written (No space left on device)"
+    )
+
+
+# --- help and imports ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", "discover", "evaluate", "show", "tasks", "check", "demo"])
+def test_help(called, command):
+    output = called(*command.split(), "--help")
+    assert (output.status, output.err) == (0, "")
+    assert "Usage: circuitsieve" in output.out
+    if command == "discover":
+        flags = {"--" + item.name.replace("_", "-") for item in fields(DiscoveryConfig)}
+        assert {flag for flag in flags if flag not in output.out} == set()
+
+
+def test_tasks_are_listed(called):
+    known = document(called("tasks", "--json"))
+    assert known["ioi"]["options"].keys() == {"corruption", "split_templates"}
+    assert all(name in called("tasks").out for name in known)
+
+
+def test_check_needs_no_prompts(called, home):
+    checks = document(called("check", home / "model", "--json"))["checks"]
+    assert checks
+    assert all(check["passed"] for check in checks)
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("code", ["", "try: cli.main(['discover', '--help'])\nexcept SystemExit: pass"])
+def test_help_loads_neither_torch_nor_transformers(code):
+    heavy = "{'torch', 'transformers', 'numpy', 'scipy'} & set(sys.modules)"
+    assert python(f"import sys\nfrom circuitsieve import cli\n{code}\nprint({heavy})") == "set()"
+
+
+def test_real_process_prints_one_document_and_no_noise(home, tmp_path):
+    words = f"discover --model {home}/model --task {home}/pairs.jsonl --out {tmp_path}/new --steps 2 --json".split()
+    done = subprocess.run([sys.executable, "-m", "circuitsieve", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["test"]["n"] > 0
+    ours = re.compile(r"\d+ training, \d+ validation and |warning: the full model's accuracy is|discover |evaluate ")
+    assert [line for line in done.stderr.splitlines() if not ours.match(line)] == []
+
+
+def test_public_names_are_exactly_those():
+    assert sorted(circuitsieve.__all__) == dir(circuitsieve)
+    assert all(getattr(circuitsieve, name).__name__ == name for name in circuitsieve.__all__)
+    with pytest.raises(AttributeError, match="module 'circuitsieve' has no attribute 'discovered'"):
+        circuitsieve.discovered  # noqa: B018
+
+
+def test_splits_of_the_run_are_those_of_the_file(home):
+    splits = {record.split for record in RunFolder.open(home / "run").read_pairs()}
+    assert splits == set(SPLITS)
+    assert cli.app.name == ("circuitsieve",)

@@ -1,0 +1,123 @@
+"""Folders that hold no run, another one, a damaged one or something else: one line on stderr, exit status 2."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tiny import name_pairs, tiny_folder, write_jsonl
+from tiny_cli import complaint, make_home
+
+Complaint = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a file of pairs and a finished run; tests leave them as they are."""
+    return make_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Complaint:
+    """The complaint about words that are refused."""
+    return lambda *words: complaint(capsys, *words)
+
+
+@pytest.fixture
+def discover(home: Path, tmp_path: Path, refused: Complaint) -> Complaint:
+    """The complaint about a discovery with some of its words replaced."""
+
+    def of(*more: object, model: object = home / "model", task: object = home / "pairs.jsonl", out: str = "out") -> str:
+        return refused("discover", "--model", model, "--task", task, "--out", tmp_path / out, *more)
+
+    return of
+
+
+# --- folders of runs ----------------------------------------------------------------------------------------------------
+
+
+def test_folder_that_holds_a_run_or_something_else(refused, discover, home, tmp_path):
+    words = ["discover", "--model", "demo", "--task", "ioi", "--out"]
+    assert refused(*words, home / "run") == (
+        f"{home}/run: found a run in it; expected a new folder, or --overwrite to replace the run"
+    )
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/mine.txt").touch()
+    for overwrite in ([], ["--overwrite"]):
+        assert discover(*overwrite, out="notes") == (
+            f"{tmp_path}/notes: found 'mine.txt', which belongs to no run; expected a new or empty folder"
+        )
+    assert discover(out="notes/mine.txt").startswith(
+        f"{tmp_path}/notes/mine.txt: cannot be written (File exists), expected"
+    )
+
+
+def test_disk_without_space(discover, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+    assert discover() == f"{tmp_path}/out: found 1 MB of free space, expected at least 64 MB"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "show"])
+def test_folder_without_a_run(refused, tmp_path, command):
+    for path in (tmp_path, tmp_path / "nowhere"):
+        assert refused(command, path) == (
+            f"{path}: found no config.json, expected the folder of a run (made by `circuitsieve discover`)"
+        )
+
+
+def test_pairs_to_evaluate_on(refused, home, tmp_path):
+    missing = tmp_path / "no.jsonl"
+    assert refused("evaluate", home / "run", "--data", missing).startswith(
+        f"{missing}: cannot be read ([Errno 2] No such"
+    )
+    same = write_jsonl(tmp_path / "same.jsonl", tuple(replace(p, wrong_answers=p.answers) for p in name_pairs(2)))
+    assert refused("evaluate", home / "run", "--data", same).startswith(
+        "pairs: found no usable one among 2 in the test split"
+    )
+
+
+@pytest.fixture
+def run(home: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be damaged."""
+    return Path(shutil.copytree(home / "run", tmp_path / "run"))
+
+
+def test_other_weights(refused, run, home, tmp_path):
+    other = tiny_folder(tmp_path / "model", seed=1)
+    config = (run / "config.json").read_text().replace(f"{home}/model", str(other))
+    (run / "config.json").write_text(config)
+    assert refused("evaluate", run) == (
+        f"{run}: found other weights in the model '{other}' than those that the circuit was found in; expected the same "
+        "checkpoint"
+    )
+
+
+@pytest.mark.parametrize("name", ["config.json", "circuit.json", "card.json", "pairs.jsonl", "masks.safetensors"])
+def test_damaged_runs(refused, run, name):
+    content = (run / name).read_bytes()
+    (run / name).write_bytes(content[: len(content) // 2])
+    assert refused("evaluate", run).startswith(f"{run / name}: cannot be read (")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("circuit.json", "kept"), ("circuit.json", "parameters"), ("card.json", "layers")]
+)
+def test_incomplete_runs(refused, run, name, key):
+    content = json.loads((run / name).read_text())
+    del content[key]
+    (run / name).write_text(json.dumps(content))
+    assert refused("show", run) == (
+        f"{run}: found circuit.json or card.json damaged (KeyError: '{key}'), expected the files of a run"
+    )
+
+
+@pytest.mark.parametrize("section", ["model", "fingerprint"])
+def test_config_without_the_model(refused, run, section):
+    config = json.loads((run / "config.json").read_text())
+    (config if section == "model" else config["model"]).pop(section)
+    (run / "config.json").write_text(json.dumps(config))
+    assert refused("evaluate", run).startswith(f"{run}/config.json: found no model.")

@@ -1,0 +1,198 @@
+"""The configuration: round trips, presets, and one sentence for everything that can be wrong with it."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from circuitsieve.config import DiscoveryConfig, load_config
+from circuitsieve.errors import ConfigError
+from circuitsieve.vocabulary import Granularity
+
+NAN, INF = float("nan"), float("inf")
+
+
+def complaint(values: dict, source: str = "configuration") -> str:
+    with pytest.raises(ConfigError) as caught:
+        DiscoveryConfig.from_dict(values, source)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_setting_survives_json():
+    config = DiscoveryConfig(
+        min_faithfulness=0.9,
+        granularities=("head", "embed"),
+        penalty={"head": 2.0},
+        hinge=4.0,
+        init=(1.0, 2.0),
+        warmup=3,
+    )
+    values = json.loads(json.dumps(config.to_dict()))
+    assert set(values) == {item.name for item in fields(DiscoveryConfig)}
+    assert DiscoveryConfig.from_dict(values) == config
+    assert DiscoveryConfig.from_dict({}) == DiscoveryConfig()
+
+
+def test_budget_is_a_kl_of_one_tenth_unless_another_is_given():
+    assert DiscoveryConfig().max_kl == 0.1
+    assert DiscoveryConfig(min_faithfulness=0.9).max_kl is None
+    assert DiscoveryConfig(pressure=2.0).max_kl is None
+
+
+def test_new_budget_takes_the_place_of_the_old_one():
+    config = DiscoveryConfig(pressure=2.0, steps=7)
+    assert config.replaced(steps=8) == DiscoveryConfig(pressure=2.0, steps=8)
+    assert config.replaced(max_kl=0.5) == DiscoveryConfig(max_kl=0.5, steps=7)
+    with pytest.raises(ConfigError, match="budget: found max_kl and min_faithfulness, expected one of them"):
+        config.replaced(max_kl=0.5, min_faithfulness=0.9)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"stepz": 3}, "setting: found 'stepz', expected one of max_kl, min_faithfulness"),
+        ({"max_kl": 0.1, "pressure": 1.0}, "budget: found max_kl and pressure, expected one of them"),
+        ({"granularities": []}, "granularities: found none, expected at least one of layer, attn_block"),
+        ({"granularities": ["heads"]}, "granularities: found 'heads', expected one of layer,"),
+        ({"granularities": ["neuron"]}, "did you mean 'mlp_neuron'?"),
+        ({"penalty": {"haed": 1}}, "penalty: found 'haed', expected one of layer,"),
+        ({"penalty": {"embed": 1}}, "penalty: found a price for embed, which is not among the granularities searched"),
+        (
+            {"ablation": "none"},
+            "ablation: found 'none', expected one of corrupted, mean, mean_positional, zero, resample",
+        ),
+        ({"sampling": "warm"}, "sampling: found 'warm', expected one of "),
+        ({"lr_schedule": "cos"}, "lr_schedule: found 'cos', expected one of constant, linear, cosine"),
+        ({"init": [3.5, 2.5]}, "init: found (3.5, 2.5), expected two finite numbers, the lower one first"),
+    ],
+)
+def test_unknown_and_contradicting_settings(values, sentence):
+    assert sentence in complaint(values)
+
+
+WHOLE, ABOVE, NOT_BELOW = "a whole number", "a finite number above 0", "a finite number of at least 0"
+
+
+@pytest.mark.parametrize(
+    ("setting", "bad", "expected"),
+    [
+        *(("steps", bad, f"{WHOLE} of at least 1") for bad in (0, -3)),
+        *(("batch_size", bad, f"{WHOLE} of at least 1") for bad in (0, -1)),
+        *(("warmup", -1, f"{WHOLE} of at least 0"), ("seed", -1, f"{WHOLE} of at least 0")),
+        *(
+            (setting, bad, WHOLE)
+            for setting in ("steps", "batch_size", "warmup", "seed")
+            for bad in (1.5, 2.0, NAN, INF)
+        ),
+        *((setting, bad, ABOVE) for setting in ("max_kl", "pressure", "lr", "clip") for bad in (0, -1, NAN, INF)),
+        *(("max_accuracy_drop", bad, ABOVE) for bad in (0, -0.1, NAN, INF)),
+        *((setting, bad, NOT_BELOW) for setting in ("depth_factor", "memory_gb", "lr_end") for bad in (-1, NAN, INF)),
+        *(("min_faithfulness", bad, "a number between 0 and 1") for bad in (0, 1, -0.5, 1.5, NAN)),
+        *(("hinge", bad, "a finite number") for bad in (NAN, INF, -INF)),
+        *(("init", bad, "two") for bad in ([1.0], [2.5, NAN], [-INF, 1.0], [1.0, INF], [1.0, 2.0, 3.0])),
+    ],
+)
+def test_bad_numbers(setting, bad, expected):
+    message = complaint({setting: bad})
+    assert setting in message
+    assert f"expected {expected}" in message
+
+
+@pytest.mark.parametrize("price", [-1, NAN, INF])
+def test_bad_prices(price):
+    assert f"penalty head: found {float(price)}, expected {NOT_BELOW}" in complaint({"penalty": {"head": price}})
+
+
+@pytest.mark.parametrize("setting", [item.name for item in fields(DiscoveryConfig)])
+@pytest.mark.parametrize("bad", [True, "x", [], {"head": "x"}, [["x"]], [None]], ids=repr)
+def test_wrong_types_name_the_setting(setting, bad):
+    assert setting in complaint({setting: bad})
+
+
+def test_source_is_named():
+    assert complaint({"stepz": 3}, "config my.json").startswith("config my.json: setting: found 'stepz'")
+    assert complaint({"lr": "fast"}, "config my.json").startswith("config my.json: lr: found 'fast', expected a")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(list(map(str, Granularity))),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.just("head"), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+SETTINGS = st.dictionaries(st.sampled_from([item.name for item in fields(DiscoveryConfig)]) | st.text(max_size=3), JSON)
+
+
+@given(SETTINGS)
+def test_any_object_gives_a_sound_configuration_or_a_config_error(values):
+    try:
+        config = DiscoveryConfig.from_dict(values)
+    except ConfigError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - an error is one of two right outcomes
+    else:
+        assert DiscoveryConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
+        assert range(config.steps * config.batch_size)
+        assert sum(map(config.price, config.granularities)) + config.lr + config.init[0] + (config.hinge or 0) < INF
+
+
+# --- files and presets --------------------------------------------------------------------------------------------------
+
+
+def test_preset_of_the_paper_holds_its_constants():
+    """arXiv 2512.10903: hinge 4; lambda .95 of the loss shared by six granularities, .05 for the KL: 19 / 6."""
+    config = load_config("paper-ioi")
+    assert config.granularities == ("attn_block", "mlp_block", "head", "head_dim", "mlp_neuron", "mlp_out_dim")
+    assert (config.steps, config.batch_size, config.seed, config.warmup) == (6500, 32, 42, 1000)
+    assert (config.lr, config.lr_schedule, config.lr_end, config.clip) == (0.03, "cosine", 1e-4, 1.0)
+    assert (config.sampling, config.hinge, config.init) == ("straight_through", 4.0, (2.5, 3.5))
+    assert config.pressure == pytest.approx(19 / 6)
+    assert {config.price(granularity) for granularity in config.granularities} == {1.0}
+    assert (config.max_kl, config.min_faithfulness, config.ablation) == (None, None, "corrupted")
+
+
+def test_file_of_settings(tmp_path):
+    path = tmp_path / "my.json"
+    path.write_text('{"steps": 7, "granularities": ["head"]}')
+    assert load_config(str(path)) == DiscoveryConfig(steps=7, granularities=("head",))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"{", "found malformed JSON (Expecting property name enclosed in double quotes"),
+        (b"[" * 100_000, "found malformed JSON"),
+        (b"\xff\xfe", "found malformed JSON"),
+        (b"[3]", "found list, expected an object of settings"),
+        (b'{"steps": 0}', "steps: found 0, expected a whole number of at least 1"),
+        (b'{"steps": "many"}', "steps: found 'many', expected a"),
+    ],
+)
+def test_malformed_files_are_named(tmp_path, content, sentence):
+    path = tmp_path / "my.json"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(path))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nope", "/", "x" * 5000], ids=["unknown", "folder", "no possible path"])
+def test_missing_file_names_the_presets(name):
+    with pytest.raises(
+        ConfigError, match=f"config: found no file '{name}' .*, expected a JSON file or one of .*paper-ioi"
+    ):
+        load_config(name)
+
+
+def test_every_preset_loads():
+    import circuitsieve
+
+    presets = sorted((Path(circuitsieve.__file__).parent / "assets/presets").glob("*.json"))
+    assert presets
+    for preset in presets:
+        assert load_config(preset.stem) == load_config(str(preset))

@@ -1,0 +1,233 @@
+"""DESIGN.md, section 5, oracle 5: what is not a gate stays as it was, also after an exception; silent sites are errors."""
+
+import logging
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from circuitsieve.errors import HookNotFired
+from circuitsieve.gates import HardConcrete
+from circuitsieve.instrument import Subject, answer_logits, frozen, masked, record
+from circuitsieve.selfcheck import selfcheck
+from circuitsieve.vocabulary import Granularity, Sampling
+from models import FAMILIES, assert_differs, each_family, fresh, module, random_ids, shared
+
+CLEAN, CORRUPTED = random_ids(0), random_ids(1)
+LAST = torch.tensor([6, 5, 4])
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
+
+
+def state(model: PreTrainedModel) -> dict[str, object]:
+    """Everything that a library could leave behind, as comparable values."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {
+        "values": {name: values.detach().double().sum().item() for name, values in tensors.items()},
+        "identity": {name: id(values) for name, values in tensors.items()},
+        "versions": {name: values._version for name, values in tensors.items()},
+        "requires_grad": {name: values.requires_grad for name, values in tensors.items()},
+        "gradients": [name for name, values in tensors.items() if values.grad is not None],
+        "training": {name: m.training for name, m in model.named_modules()},
+        "hooks": hooks(model),
+        "modules": [(name, id(m)) for name, m in model.named_modules()],
+        "torch rng": torch.get_rng_state().tolist(),
+        "numpy rng": numpy.random.get_state()[1].tolist(),  # noqa: NPY002 - the global state is what must not change
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "logging": (logging.getLogger().level, transformers.logging.get_verbosity(), logging.root.manager.disable),
+        "grad mode": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(),
+    }
+
+
+def unusual(family: str) -> PreTrainedModel:
+    """A model whose flags differ from module to module, so that setting them all to one value would show."""
+    model = fresh(shared(family))
+    for i, owner in enumerate(model.modules()):
+        owner.training = i % 3 == 0
+    for i, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(i % 2 == 0)
+    return model
+
+
+def run_frozen(model: PreTrainedModel, ids: Tensor) -> None:
+    with frozen(model):
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert not any(m.training for m in model.modules())
+        model(ids)
+
+
+def run_recorded(model: PreTrainedModel, ids: Tensor) -> None:
+    subject = Subject.of(model)
+    with frozen(model), record(subject, subject.architecture.sites()):  # unfrozen, dropout would draw random numbers
+        assert hooks(model) == len(list(subject.architecture.sites()))
+        answer_logits(subject, ids, LAST)
+
+
+def run_masked(model: PreTrainedModel, ids: Tensor) -> None:
+    subject = Subject.of(model)
+    gates = HardConcrete({g: subject.space.shape(g) for g in Granularity}, seed=0, init=(-1.0, 1.0))
+    zeros = dict.fromkeys(subject.architecture.sites(), torch.zeros(1))
+    with frozen(model), masked(subject, subject.space.compose(gates.draw(0)), zeros):
+        assert hooks(model) == len(zeros)
+        answer_logits(subject, ids, LAST).sum().backward()
+
+
+def run_selfcheck(model: PreTrainedModel, ids: Tensor) -> None:
+    broken = ids.max() >= model.config.vocab_size
+
+    def interrupt(_: str, done: int, __: int) -> None:
+        if broken and done == 3:
+            raise IndexError("stopped")
+
+    selfcheck(model, progress=interrupt)
+
+
+RUNS = {"frozen": run_frozen, "record": run_recorded, "masked": run_masked, "selfcheck": run_selfcheck}
+
+
+@pytest.fixture
+def no_global_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of Python's global generator fail. (Its state is no evidence: beartype draws from it while checking types.)"""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("drawn from Python's global random state")
+
+    for name, value in vars(random).items():
+        if getattr(value, "__self__", None) is random._inst:  # type: ignore[attr-defined]
+            monkeypatch.setattr(random, name, refuse)
+
+
+@pytest.mark.usefixtures("no_global_random")
+@pytest.mark.parametrize("raises", [False, True], ids=["undisturbed", "exception"])
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+@each_family
+def test_everything_is_as_before(family: str, run: Callable[[PreTrainedModel, Tensor], None], raises: bool):
+    model = unusual(family)
+    before = state(model)
+    outside_vocabulary = torch.full_like(CLEAN, 10**6)
+    with pytest.raises(IndexError) if raises else nullcontext():
+        run(model, outside_vocabulary if raises else CLEAN)
+    after = state(model)
+    if run is run_selfcheck:  # it zeroes weights and puts them back: same values, another version
+        before.pop("versions"), after.pop("versions")
+    for what, found in after.items():
+        assert found == before[what], what
+
+
+@contextmanager
+def hooked(subject: Subject, how: str) -> Iterator[None]:
+    sites = list(subject.architecture.sites())
+    closed = subject.space.compose(subject.space.full(False))
+    manager: AbstractContextManager[object] = (
+        record(subject, sites) if how == "record" else masked(subject, closed, dict.fromkeys(sites, torch.zeros(1)))
+    )
+    with manager:
+        assert hooks(subject.model) == len(sites)
+        yield
+
+
+@pytest.mark.parametrize("how", ["record", "masked"])
+def test_hooks_go_when_the_forward_pass_fails_halfway(subject: Subject, how: str):
+    subject = Subject.of(fresh(subject))
+    module(subject.model, "mlp_out", 1).forward = lambda _: 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError), hooked(subject, how):
+        subject.model(CLEAN)
+    with pytest.raises(ZeroDivisionError):
+        answer_logits(subject, CLEAN, LAST)
+    assert hooks(subject.model) == 0
+
+
+def test_hooks_go_when_positions_lie_outside(subject: Subject):
+    with pytest.raises(IndexError):
+        answer_logits(subject, CLEAN, LAST + 100)
+    assert hooks(subject.model) == 0
+
+
+@pytest.mark.parametrize("sampling", Sampling, ids=str)
+@each_family
+def test_only_gates_get_gradients(family: str, sampling: Sampling):
+    model = unusual(family)
+    with frozen(model):
+        subject = Subject.of(model)
+        with record(subject, subject.architecture.sites()) as baselines:
+            model(CORRUPTED)
+        assert not any(values.requires_grad for values in baselines.values())
+        gates = HardConcrete(
+            {g: subject.space.shape(g) for g in Granularity}, seed=1, sampling=sampling, init=(0.5, 2.0)
+        )
+        for step in range(4):  # hard masks of closed blocks pass no gradient on
+            with masked(subject, subject.space.compose(gates.draw(step)), baselines):
+                answer_logits(subject, CLEAN, LAST).square().sum().backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is not None] == []
+    assert not any(buffer.requires_grad for buffer in model.buffers())
+    for granularity, log_alpha in gates.scores().items():
+        assert log_alpha.grad is not None, granularity
+        assert (log_alpha.grad != 0).any(), granularity
+
+
+def test_recorded_activations_have_no_history(subject: Subject):
+    gates = HardConcrete({Granularity.EMBED: (1, 1)}, seed=0, sampling=Sampling.SOFT)
+    zeros = {site: torch.zeros(1) for site in subject.architecture.sites()}
+    site_masks = subject.space.compose(gates.draw(0))
+    with masked(subject, site_masks, zeros), record(subject, subject.architecture.sites()) as activations:
+        assert answer_logits(subject, CLEAN, LAST).requires_grad
+    assert not any(activation.requires_grad for activation in activations.values())
+
+
+def test_answer_logits_are_the_models_own(subject: Subject):
+    with torch.no_grad():
+        logits = subject.model(CLEAN).logits
+        found = answer_logits(subject, CLEAN, LAST)
+    assert found.shape == (3, logits.shape[-1])
+    for row, position in enumerate(LAST.tolist()):
+        torch.testing.assert_close(found[row], logits[row, position])
+        assert_differs(found[row], logits[row, position - 1])
+
+
+# --- silent sites --------------------------------------------------------------------------------------------------------
+
+
+class WithoutProjection(nn.Module):
+    """An MLP that keeps its modules and runs none of them."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        for name, child in original.named_children():
+            self.add_module(name, child)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.zeros_like(hidden)
+
+
+@pytest.mark.parametrize("how", ["record", "masked"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_silent_site_is_an_error(family: str, how: str):
+    model = fresh(shared(family))
+    block = model.get_decoder().get_submodule("h" if family == "gpt2" else "layers")[1]
+    block.mlp = WithoutProjection(block.mlp)
+    subject = Subject.of(model)
+    silent = 1 if family == "gemma3_text" else 2  # behind a post-norm the write still fires
+    message = (
+        rf"^site mlp_read of layer 1: found no activation in the forward pass \({silent} silent sites\), expected one"
+    )
+    with pytest.raises(HookNotFired, match=message), hooked(subject, how):
+        model(CLEAN)
+    assert hooks(model) == 0
+    with pytest.raises(IndexError), hooked(subject, how):  # another error is not covered up
+        model(CLEAN + model.config.vocab_size)
+    with pytest.raises(HookNotFired):
+        selfcheck(model)
+
+
+def test_no_forward_pass_at_all_is_an_error(subject: Subject):
+    with pytest.raises(HookNotFired, match="9 silent sites"), hooked(subject, "record"):
+        pass

@@ -1,0 +1,65 @@
+"""A discovery made ready: whatever is searched, its masks and every circuit cut from them can be run and mean the same."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from circuitsieve.config import DiscoveryConfig
+from circuitsieve.data import PairBatch, Pairs
+from circuitsieve.instrument import answer_logits, masked, record
+from circuitsieve.masks import Masks
+from circuitsieve.problem import Problem
+from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity
+from models import assert_same, each_family, random_examples, random_masks, shared
+
+G = Granularity
+PAIRS = Pairs(*(tuple(random_examples([5, 5, 6], seed)) for seed in (1, 2, 3)))
+
+SEARCHES = {
+    "default": DEFAULT_GRANULARITIES,
+    "everything": tuple(G),
+    "heads": (G.HEAD,),
+    "neurons": (G.MLP_NEURON,),
+    "layers": (G.LAYER,),
+    "blocks": (G.ATTN_BLOCK, G.MLP_BLOCK),
+    "out dims": (G.ATTN_OUT_DIM, G.MLP_OUT_DIM),
+    "one layer's parts": (G.ATTN_BLOCK, G.MLP_NEURON),
+}
+
+
+@torch.no_grad()
+def by_every_site(problem: Problem, masks: Masks, batch: PairBatch) -> Tensor:
+    """Answer logits with all baselines at hand and nothing folded or cleaned."""
+    subject = problem.subject
+    baselines = problem.constants
+    if baselines is None:
+        with record(subject, subject.architecture.sites()) as baselines:
+            answer_logits(subject, batch.corrupted, batch.positions)
+    with masked(subject, subject.space.compose(masks), baselines):
+        return answer_logits(subject, batch.clean, batch.positions)
+
+
+@pytest.mark.parametrize("ablation", [Ablation.CORRUPTED, Ablation.MEAN, Ablation.ZERO], ids=str)
+@pytest.mark.parametrize("search", SEARCHES)
+@each_family
+def test_masks_and_their_circuits_run(family: str, search: str, ablation: Ablation):
+    searched = SEARCHES[search]
+    config = DiscoveryConfig(granularities=tuple(map(str, searched)), ablation=str(ablation))
+    problem = Problem.of(shared(family), PAIRS, config)
+    batch = problem.validation[0]
+    full = answer_logits(problem.subject, batch.clean, batch.positions)
+    for seed in range(4):
+        drawn = {g: mask for g, mask in random_masks(problem.space, seed).items() if g in searched}
+        if seed == 0:
+            drawn = {g: torch.zeros_like(mask) for g, mask in drawn.items()}
+        if constants := problem.constants:
+            assert set(constants) == set(problem.subject.architecture.sites())
+        expected = by_every_site(problem, drawn, batch)
+        floats = {g: mask.float() for g, mask in drawn.items()}
+        with torch.no_grad():
+            assert_same(problem.logits(floats, batch), expected)
+        divergence = torch.nn.functional.kl_div(
+            expected.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="batchmean"
+        )
+        found = problem.validate(problem.circuit(drawn), [batch]).kl
+        torch.testing.assert_close(found, divergence, rtol=1e-3, atol=1e-5)
