@@ -277,7 +277,7 @@ def test_real_process_prints_one_document_and_no_noise(home, tmp_path):
     done = subprocess.run([sys.executable, "-m", "circuitsieve", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert json.loads(done.stdout)["test"]["n"] > 0
-    ours = re.compile(r"\d+ training, \d+ validation and |warning: the full model's accuracy is|discover |evaluate ")
+    ours = re.compile(r"\d+ training, \d+ validation|warning: the full model's|step \d+ of \d+, |discover |evaluate ")
     assert [line for line in done.stderr.splitlines() if not ours.match(line)] == []
 
 

@@ -88,10 +88,10 @@ class PressureController:
     """How many steps the run has."""
     start: float = 1.0
     """The first pressure."""
-    slack: float = 4.0
+    slack: float = 2.0
     """The load that is allowed at the start; it tightens geometrically to 1 over the first part of the run. Gates that are
     closed early on little evidence can come back while the pressure falls."""
-    tightening: float = 0.5
+    tightening: float = 0.8
     """The share of the run over which the slack goes."""
     rise: float = 0.02
     """Largest rise of the log pressure per step: slow, because a gate needs tens of steps to close, and the KL answers late."""
