@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Example, Pairs
-from circuitsieve.discovery import Discovery, discover, learning_rate, noise_scale
+from circuitsieve.discovery import NOISE_FALLS, Discovery, discover, learning_rate, noise_scale
 from circuitsieve.evaluation import evaluate
 from circuitsieve.pairs import Pair
 from circuitsieve.vocabulary import Granularity
@@ -150,5 +150,8 @@ def test_schedules() -> None:
     assert [learning_rate(config.replaced(lr_schedule="cosine"), step) for step in (0, 50, 100)] == pytest.approx(
         [1, 0.55, 0.1]
     )
-    assert learning_rate(config, 100) == 1.0
-    assert [noise_scale(config, step) for step in (0, 50, 70, 90, 100)] == pytest.approx([1, 1, 0.525, 0.05, 0.05])
+    assert learning_rate(config.replaced(lr_schedule="constant"), 100) == 1.0
+    full_noise_for, fallen_by = (round(100 * share) for share in NOISE_FALLS)
+    half_way = (full_noise_for + fallen_by) // 2
+    scales = [noise_scale(config, step) for step in (0, full_noise_for, half_way, fallen_by, 100)]
+    assert scales == pytest.approx([1, 1, (1 + config.final_noise) / 2, config.final_noise, config.final_noise])

@@ -125,7 +125,7 @@ class Ranking:
         """
         if not 0 < size <= 1:
             raise ConfigError(f"size: found {size}, expected a fraction above 0 and at most 1")
-        thresholds = [-torch.inf, *self.unit_scores().unique().tolist()]
+        thresholds: list[float] = [-torch.inf, *sorted(set(self.unit_scores().tolist()))]
         allowed = (round(size * self.space.units) + 0.5) / self.space.units
         return thresholds[bisect_left(thresholds, True, key=lambda t: self._size_at(t) <= allowed)]
 

@@ -4,11 +4,14 @@ A leaf without torch. A configuration checks itself when it is made.
 """
 
 import json
+import math
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from circuitsieve.errors import ConfigError, one_of
 from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity, Sampling
@@ -124,8 +127,9 @@ class DiscoveryConfig:
 
     def _check_numbers(self) -> None:
         for name, lowest in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
-            if getattr(self, name) < lowest:
-                raise ConfigError(f"{name}: found {getattr(self, name)}, expected a whole number of at least {lowest}")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < lowest:
+                raise ConfigError(f"{name}: found {value}, expected a whole number of at least {lowest}")
         for name in ("max_kl", "pressure", "max_accuracy_drop", "lr", "clip", "final_noise"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -139,8 +143,10 @@ class DiscoveryConfig:
                 raise ConfigError(f"{name}: found {value}, expected a finite number of at least 0")
         if self.min_faithfulness is not None and not 0 < self.min_faithfulness < 1:
             raise ConfigError(f"min_faithfulness: found {self.min_faithfulness}, expected a number between 0 and 1")
-        if list(self.init) != sorted(self.init)[:2] or len(self.init) < 2:
-            raise ConfigError(f"init: found {self.init}, expected two numbers, the lower one first")
+        if self.hinge is not None and not math.isfinite(self.hinge):
+            raise ConfigError(f"hinge: found {self.hinge}, expected a finite number")
+        if len(list(self.init)) != 2 or not -math.inf < self.init[0] <= self.init[1] < math.inf:
+            raise ConfigError(f"init: found {self.init}, expected two finite numbers, the lower one first")
 
     def price(self, granularity: str) -> float:
         """The coefficient of a granularity."""
@@ -157,17 +163,11 @@ class DiscoveryConfig:
         Raises:
             ConfigError: a key is unknown or a value has the wrong type.
         """
-        known = [f.name for f in fields(cls)]
-        for key, value in values.items():
-            if key not in known:
-                raise ConfigError(one_of(f"{source}: setting", str(key), known))
-            default = getattr(cls, key, None)
-            if isinstance(value, bool) or (isinstance(default, int | float) and not isinstance(value, int | float)):
-                raise ConfigError(f"{source}: {key}: found {value!r}, expected a number")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ConfigError(f"{source}: found a value of the wrong type ({error})") from error
+        hints = get_type_hints(cls)
+        for key in values:
+            if key not in hints:
+                raise ConfigError(one_of(f"{source}: setting", str(key), list(hints)))
+        return cls(**{key: _typed(value, hints[key], f"{source}: {key}") for key, value in values.items()})
 
     def replaced(self, **changes: Any) -> "DiscoveryConfig":
         """A copy with other values; a new budget takes the place of the old one."""
@@ -175,6 +175,24 @@ class DiscoveryConfig:
         if budgets & changes.keys():
             changes = {**dict.fromkeys(budgets), **changes}
         return replace(self, **changes)
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """A value of JSON as the type of a setting, or a ConfigError."""
+    if isinstance(hint, UnionType):  # X | None
+        return None if value is None else _typed(value, get_args(hint)[0], where)
+    if hint is float and (type(value) is float or (type(value) is int and abs(value) < sys.float_info.max)):
+        return float(value)
+    if hint in (int, str) and type(value) is hint:
+        return value
+    kinds = get_args(hint)
+    if get_origin(hint) is tuple and isinstance(value, list | tuple) and (... in kinds or len(value) == len(kinds)):
+        return tuple(_typed(item, kinds[0], where) for item in value)
+    if get_origin(hint) is dict and isinstance(value, dict):
+        return {key: _typed(item, float, f"{where} {key}") for key, item in value.items()}
+    expected = {int: "a whole number", float: "a number", str: "a text", dict: "an object of numbers"}
+    listed = "a list of texts" if ... in kinds else "two numbers"
+    raise ConfigError(f"{where}: found {value!r}, expected {expected.get(get_origin(hint) or hint, listed)}")
 
 
 def load_config(name: str) -> DiscoveryConfig:
@@ -185,15 +203,15 @@ def load_config(name: str) -> DiscoveryConfig:
     """
     presets = {p.name.removesuffix(".json"): p for p in (resources.files("circuitsieve") / "assets/presets").iterdir()}
     try:
-        text = presets[name].read_text("utf-8") if name in presets else Path(name).read_text("utf-8")
+        content = presets[name].read_bytes() if name in presets else Path(name).read_bytes()
     except OSError as error:
         raise ConfigError(
             f"config: found no file {name!r} ({error.strerror}), expected a JSON file or one of the presets "
             f"{', '.join(sorted(presets))}"
         ) from error
     try:
-        values = json.loads(text)
-    except ValueError as error:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"config {name}: found malformed JSON ({error}), expected an object of settings") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config {name}: found {type(values).__name__}, expected an object of settings")

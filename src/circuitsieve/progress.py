@@ -57,7 +57,8 @@ class RichReporter:
         opened = [entry[f"open.{name}"] for name in config.granularities]
         facts = f"KL {entry['smoothed_kl']:.3f}  open {min(opened):.0%} to {max(opened):.0%}"
         done = int(entry["step"]) + 1
-        if not self.console.is_terminal and done % max(1, config.steps // 10) == 0:  # a bar would not show in a log file
+        in_a_file = not self.console.is_terminal  # where a bar would not show before its end
+        if in_a_file and done % max(1, config.steps // 10) == 0:
             self.say(f"step {done} of {config.steps}, {entry['seconds']:.0f} s: {facts}")
         self._update("discover", done, config.steps, facts)
 
