@@ -9,17 +9,15 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, make_dataclass
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
-from docstring_parser import parse_from_object
 from rich.console import Console
 from rich.text import Text
 
-from circuitsieve.config import DiscoveryConfig, load_config
-from circuitsieve.errors import CircuitsieveError, ConfigError, RunError
+from circuitsieve.config import DiscoveryConfig
+from circuitsieve.errors import CircuitsieveError, RunError
+from circuitsieve.flags import NO_FLAGS, ConfigFlags, config_of, table_of
 from circuitsieve.progress import RichReporter
 
 if TYPE_CHECKING:
@@ -35,63 +33,6 @@ app = App(
 )
 
 
-# --- flags --------------------------------------------------------------------------------------------------------------
-
-
-def _flag_type(name: str, hint: Any) -> Any:
-    """The type of a flag: None where it is not given; KEY=VALUE words for a table."""
-    if name == "penalty":
-        hint = tuple[str, ...]
-    return hint if isinstance(hint, UnionType) else hint | None
-
-
-def _config_flags() -> type:
-    """One optional flag per field of the configuration, explained by the field's own docstring."""
-    meanings = {item.arg_name: item.description or "" for item in parse_from_object(DiscoveryConfig).params}
-    hints, default = get_type_hints(DiscoveryConfig), DiscoveryConfig()
-    flags: list[tuple[str, Any, Any]] = []
-    for item in fields(DiscoveryConfig):
-        value = getattr(default, item.name)
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        given = "" if value in (None, {}) else f" [default: {shown}]"
-        parameter = Parameter(help=meanings[item.name] + given, show_default=False, group="Search")
-        flags.append((item.name, Annotated[_flag_type(item.name, hints[item.name]), parameter], None))
-    # cyclopts flattens the classes of a module, not those without one.
-    return make_dataclass("ConfigFlags", flags, frozen=True, namespace={"__module__": __name__})
-
-
-ConfigFlags: Any = _config_flags()
-_NO_FLAGS = ConfigFlags()
-
-
-def _table(words: tuple[str, ...] | None, flag: str) -> dict[str, str]:
-    """KEY=VALUE words as a dictionary."""
-    table = {}
-    for word in words or ():
-        key, equals, value = word.partition("=")
-        if not (key and equals and value):
-            raise ConfigError(f"{flag}: found {word!r}, expected NAME=VALUE")
-        table[key] = value
-    return table
-
-
-def _number(flag: str, word: str) -> float:
-    try:
-        return float(word)
-    except ValueError as error:
-        raise ConfigError(f"{flag}: found {word!r}, expected a number") from error
-
-
-def _config(flags: Any, base: str | None) -> DiscoveryConfig:
-    """The configuration of a file or preset, with the given flags on top."""
-    given = {item.name: getattr(flags, item.name) for item in fields(flags) if getattr(flags, item.name) is not None}
-    if "penalty" in given:
-        prices = _table(given["penalty"], "--penalty")
-        given["penalty"] = {name: _number(f"--penalty {name}", price) for name, price in prices.items()}
-    start = load_config(base) if base is not None else DiscoveryConfig()
-    return start.replaced(**given)
-
-
 # --- commands -----------------------------------------------------------------------------------------------------------
 
 
@@ -102,7 +43,7 @@ def discover(
     task: str,
     out: str,
     config: str | None = None,
-    flags: Annotated[ConfigFlags, Parameter(name="*")] = _NO_FLAGS,
+    flags: Annotated[ConfigFlags, Parameter(name="*")] = NO_FLAGS,
     task_option: tuple[str, ...] = (),
     train_pairs: int = 768,
     validation_pairs: int = 128,
@@ -148,11 +89,11 @@ def discover(
     json
         Print the card as JSON on stdout, everything else on stderr.
     """
-    settings = _config(flags, config)
+    settings = config_of(flags, config)
     from circuitsieve.loaders import TaskOptions
     from circuitsieve.workflow import Job
 
-    data = TaskOptions(train_pairs, validation_pairs, test_pairs, settings.seed, _table(task_option, "--task-option"))
+    data = TaskOptions(train_pairs, validation_pairs, test_pairs, settings.seed, table_of(task_option, "--task-option"))
     return _discover(
         Job(model, task, out, settings, data, dtype, device, revision, only_correct, overwrite), as_json=json
     )

@@ -17,7 +17,7 @@ from circuitsieve.circuit import Circuit
 from circuitsieve.data import Example, PairBatch, batches
 from circuitsieve.errors import ModelError
 from circuitsieve.evaluation.controls import matched_random
-from circuitsieve.evaluation.metrics import Anchors, Outcome, Summary, run_anchors, run_circuit, summarise
+from circuitsieve.evaluation.metrics import Summary, run_anchors, run_circuit, summarise
 from circuitsieve.instrument import Subject, frozen
 from circuitsieve.vocabulary import Granularity, SiteKind
 
@@ -106,14 +106,10 @@ def evaluate(
         if validation:
             report("validation", 3, total)
             sections["validation"] = _validation(circuit, references, validation, config)
-        chosen = _spread(bench, max(1, config.random_pairs // config.batch_size))
-        randoms = []
-        for i in range(config.random_circuits):
-            report("random circuits", total - config.random_circuits + i, total)
-            randoms.append(run_circuit(matched_random(circuit, config.seed + i), references, chosen))
-        if randoms:
+        if config.random_circuits:
+            first = total - config.random_circuits
             sections["random"] = _random(
-                randoms, run_circuit(circuit, references, chosen), run_anchors(references, chosen)
+                circuit, references, bench, config, lambda done: report("random circuits", first + done, total)
             )
         report("done", total, total)
     return Card({**_sections(sections), **_sizes(circuit)})
@@ -136,8 +132,20 @@ def _validation(
     return summarise(run_circuit(circuit, references, bench), run_anchors(references, bench))
 
 
-def _random(randoms: Sequence[Outcome], circuit: Outcome, anchors: Anchors) -> Summary:
-    """Means over random circuits; the interval is where 95 % of the random circuits lie."""
+def _random(
+    circuit: Circuit,
+    references: References,
+    bench: Sequence[PairBatch],
+    config: EvaluationConfig,
+    report: Callable[[int], object],
+) -> Summary:
+    """Means over matched random circuits; the interval is where 95 % of the random circuits lie."""
+    chosen = _spread(bench, max(1, config.random_pairs // config.batch_size))
+    randoms = []
+    for i in range(config.random_circuits):
+        report(i)
+        randoms.append(run_circuit(matched_random(circuit, config.seed + i), references, chosen))
+    found, anchors = run_circuit(circuit, references, chosen), run_anchors(references, chosen)
     each = [summarise(outcome, anchors) for outcome in randoms]
     values: dict[str, int | float | None] = {}
     intervals: dict[str, tuple[float, float] | None] = {}
@@ -147,7 +155,7 @@ def _random(randoms: Sequence[Outcome], circuit: Outcome, anchors: Anchors) -> S
         intervals[name] = (float(np.percentile(known, 2.5)), float(np.percentile(known, 97.5))) if known else None
     del intervals["n"]
     values["circuits"] = len(randoms)
-    values["beaten"] = float(np.mean([outcome.mean("kl") > circuit.mean("kl") for outcome in randoms]))
+    values["beaten"] = float(np.mean([outcome.mean("kl") > found.mean("kl") for outcome in randoms]))
     return Summary(values, intervals, each[0].reasons)
 
 
