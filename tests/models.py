@@ -14,10 +14,17 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    OPTConfig,
+    Phi3Config,
+    PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -42,6 +49,15 @@ _COMMON = {
     "eos_token_id": 2,
     "pad_token_id": None,
     "tie_word_embeddings": False,
+}
+
+
+_OPT = {
+    **{key: value for key, value in _COMMON.items() if key not in ("intermediate_size", "tie_word_embeddings")},
+    "ffn_dim": NEURONS,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "activation_function": "gelu",  # of ReLUs, some are closed on every token of a short prompt
 }
 
 
@@ -70,7 +86,34 @@ _CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         **{**_COMMON, "tie_word_embeddings": True}, **_heads(4, 2, 6), sliding_window=3, query_pre_attn_scalar=6,
         layer_types=["sliding_attention", "full_attention"], final_logit_softcapping=8.0,
     ),
+    # multi-query, head_dim != width / heads, scaled embeddings
+    "gemma": lambda: GemmaConfig(**_COMMON, **_heads(4, 1, 6)),
+    # as gemma3_text without norms of q and k, capped attention scores
+    "gemma2": lambda: Gemma2Config(
+        **{**_COMMON, "tie_word_embeddings": True}, **_heads(4, 2, 6), sliding_window=3, query_pre_attn_scalar=6,
+        layer_types=["sliding_attention", "full_attention"], final_logit_softcapping=8.0, attn_logit_softcapping=4.0,
+    ),
+    # grouped queries, post-norms and no others, norms of all of q and all of k
+    "olmo2": lambda: Olmo2Config(**_COMMON, num_attention_heads=4, num_key_value_heads=2),
+    # grouped queries, fused qkv_proj of unequal parts, fused gate_up_proj, sliding window
+    "phi3": lambda: Phi3Config(**_COMMON, num_attention_heads=4, num_key_value_heads=2, sliding_window=3),
+    # parallel residual, partial rotary, biases everywhere, one of the head too
+    "phi": lambda: PhiConfig(**_COMMON, num_attention_heads=4, partial_rotary_factor=0.5),
+    # parallel residual, partial rotary, heads fused one after the other, biases everywhere
+    "gpt_neox": lambda: GPTNeoXConfig(**_COMMON, num_attention_heads=4, rotary_pct=0.5),
+    "gpt_neox_serial": lambda: GPTNeoXConfig(
+        **_COMMON, num_attention_heads=2, rotary_pct=0.5, use_parallel_residual=False
+    ),
+    # flattened MLP, biases everywhere, tied embeddings
+    "opt": lambda: OPTConfig(**_OPT, word_embed_proj_dim=WIDTH),
+    # norms after the residual additions, embeddings narrower than the residual stream
+    "opt_post_norm": lambda: OPTConfig(**_OPT, word_embed_proj_dim=10, do_layer_norm_before=False),
 }  # fmt: skip
+
+POST_NORM = frozenset({"gemma2", "gemma3_text", "olmo2"})
+"""Families with a norm between the projections and the residual stream."""
+OUTPUT_BIAS = frozenset({"gpt2", "llama", "phi", "gpt_neox", "gpt_neox_serial", "opt", "opt_post_norm"})
+"""Those of `_CONFIGS` whose output projections add biases."""
 
 FAMILIES = tuple(_CONFIGS)
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -91,15 +134,21 @@ class Names:
 
 
 _LLAMA_NAMES = Names("layers.{0}.self_attn.o_proj", "layers.{0}.mlp.down_proj", "norm")
+_POST_NORM_NAMES = Names(
+    _LLAMA_NAMES.attn_out,
+    _LLAMA_NAMES.mlp_out,
+    "norm",
+    "layers.{0}.post_attention_layernorm",
+    "layers.{0}.post_feedforward_layernorm",
+)
 _NAMES = {
     "gpt2": Names("h.{0}.attn.c_proj", "h.{0}.mlp.c_proj", "ln_f"),
-    "gemma3_text": Names(
-        _LLAMA_NAMES.attn_out,
-        _LLAMA_NAMES.mlp_out,
-        "norm",
-        "layers.{0}.post_attention_layernorm",
-        "layers.{0}.post_feedforward_layernorm",
-    ),
+    "gemma2": _POST_NORM_NAMES,
+    "gemma3_text": _POST_NORM_NAMES,
+    "olmo2": _POST_NORM_NAMES,
+    "phi": Names("layers.{0}.self_attn.dense", "layers.{0}.mlp.fc2", "final_layernorm"),
+    "gpt_neox": Names("layers.{0}.attention.dense", "layers.{0}.mlp.dense_4h_to_h", "final_layer_norm"),
+    "opt": Names("layers.{0}.self_attn.out_proj", "layers.{0}.fc2", "final_layer_norm"),
 }
 
 

@@ -5,7 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModel,
+    BloomConfig,
+    BloomForCausalLM,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from circuitsieve import architectures
 from circuitsieve.architectures import Family, Projection, architecture_of, supported_model_types
@@ -13,15 +23,23 @@ from circuitsieve.errors import CircuitsieveError, UnsupportedModel
 from circuitsieve.instrument import Subject
 from circuitsieve.selfcheck import selfcheck
 from circuitsieve.vocabulary import Site, SiteKind
-from models import FAMILIES, LAYERS, each_dtype, each_family, fresh, module, randomise, shared
+from models import FAMILIES, LAYERS, POST_NORM, each_dtype, each_family, fresh, module, randomise, shared
 
 # --- refusals ------------------------------------------------------------------------------------------------------------
 
 
 def other_family() -> nn.Module:
-    return GPTNeoXForCausalLM(
-        GPTNeoXConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    return BloomForCausalLM(BloomConfig(vocab_size=11, hidden_size=8, n_layer=1, n_head=2))
+
+
+def mixture_of_experts() -> nn.Module:
+    return MixtralForCausalLM(
+        MixtralConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
     )
+
+
+def encoder_decoder() -> nn.Module:
+    return T5ForConditionalGeneration(T5Config(vocab_size=11, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
 
 
 def adapter() -> nn.Module:
@@ -44,8 +62,19 @@ def headless() -> nn.Module:
 REFUSALS = {
     "family": (
         other_family,
-        r"^model: found the family 'gpt_neox', expected one of gpt2, llama, mistral, qwen2, qwen3, gemma3_text; another family "
-        r"needs a row in circuitsieve/architectures.py$",
+        r"^model: found the family 'bloom', expected one of gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, "
+        r"olmo2, phi3, phi, gpt_neox, opt; a new row in circuitsieve/architectures.py needs the paths of its blocks and of "
+        r"their Q, K, V, output, up and down projections \(docs/new-family.md\)$",
+    ),
+    "experts": (
+        mixture_of_experts,
+        r"^model: found the family 'mixtral', a mixture of experts, expected dense MLPs; experts are kept as three-dimensional "
+        r"parameters, and a row needs modules to watch$",
+    ),
+    "encoder-decoder": (
+        encoder_decoder,
+        r"^model: found the family 't5', an encoder-decoder, expected a decoder-only language model; circuits of two stacks "
+        r"have no row$",
     ),
     "adapter": (
         adapter,
@@ -94,7 +123,7 @@ def test_sites_and_modules(subject: Subject):
             written = module(subject.model, f"{block}_post_norm", layer) if subject.space.post_norm else projection
             assert subject.architecture.read_module(Site(SiteKind(f"{block}_read"), layer)) is projection
             assert subject.architecture.write_module(Site(SiteKind(f"{block}_write"), layer)) is written
-    assert subject.architecture.unembedding is subject.model.lm_head
+    assert subject.architecture.unembedding is subject.model.get_output_embeddings()
 
 
 BIASES = {
@@ -102,6 +131,8 @@ BIASES = {
     "llama": {"q", "k", "v", "attn_out", "mlp_in", "mlp_out"},
     "qwen2": {"q", "k", "v"},
 }
+UNGATED = {"gpt2", "phi", "gpt_neox", "gpt_neox_serial", "opt", "opt_post_norm"}
+BIASES |= dict.fromkeys(UNGATED, BIASES["gpt2"])
 
 
 @each_family
@@ -110,13 +141,15 @@ def test_measured_shapes(family: str):
     space = shared(family).space
     heads = {
         "gpt2": (4, 4, 4), "llama_mha": (2, 2, 8), "llama": (4, 2, 6), "mistral": (4, 1, 4), "qwen2": (4, 2, 4),
-        "qwen3": (3, 3, 6), "gemma3_text": (4, 2, 6),
+        "qwen3": (3, 3, 6), "gemma3_text": (4, 2, 6), "gemma": (4, 1, 6), "gemma2": (4, 2, 6), "olmo2": (4, 2, 4),
+        "phi3": (4, 2, 4), "phi": (4, 4, 4), "gpt_neox": (4, 4, 4), "gpt_neox_serial": (2, 2, 8), "opt": (4, 4, 4),
+        "opt_post_norm": (4, 4, 4),
     }  # fmt: skip
     assert (space.heads, space.kv_heads, space.head_dim) == heads[family]
     assert (space.layers, space.neurons, space.width) == (2, 20, 16)
-    assert space.mlp_inputs == (1 if family == "gpt2" else 2)
+    assert space.mlp_inputs == (1 if family in UNGATED else 2)
     assert space.biases == BIASES.get(family, set())
-    assert space.post_norm == (family == "gemma3_text")
+    assert space.post_norm == (family in POST_NORM)
 
 
 # --- self-check ----------------------------------------------------------------------------------------------------------

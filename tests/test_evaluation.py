@@ -49,7 +49,7 @@ TEST, VALIDATION = agreeable(PAIRS.test), agreeable(PAIRS.validation)
 
 
 def by_hand(full: np.ndarray, circuit: np.ndarray, example: Example) -> dict[str, float]:
-    """The definitions of DESIGN.md, one pair at a time, in float64."""
+    """The definitions, one pair at a time, in float64."""
     allowed = sorted(example.candidates or range(len(full)))
     p, q = (np.exp(logits[allowed]) / np.exp(logits[allowed]).sum() for logits in (full, circuit))
     share = dict(zip(allowed, q, strict=True))

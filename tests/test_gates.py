@@ -1,4 +1,4 @@
-"""Gates: their distribution, their price, their noise, and (DESIGN.md, section 5, oracle 9) every gradient."""
+"""Gates: their distribution, their price, their noise, and every gradient."""
 
 import copy
 import math

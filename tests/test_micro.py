@@ -1,4 +1,4 @@
-"""DESIGN.md, section 5, oracle 7: a model small enough to be worked by hand.
+"""A model small enough to be worked by hand.
 
 One Llama block with two heads of two dims, two MLP neurons, a residual stream of two dims and three tokens. Prompts have a
 single token, so attention gives every head its own value vector. The activation is linear, norms have weight 1 and eps 0,

@@ -157,7 +157,7 @@ def test_unsupported_family_is_refused_before_weights_are_read(tmp_path):
     with pytest.raises(UnsupportedModel) as caught:
         load_model(str(tmp_path))
     assert str(caught.value).startswith(f"model {tmp_path}: found the family 'bloom', expected one of gpt2, ")
-    assert str(caught.value).endswith("; another family needs a row in circuitsieve/architectures.py")
+    assert str(caught.value).endswith(" (docs/new-family.md)")
 
 
 def test_quantised_checkpoint_is_refused_before_weights_are_read(tmp_path):

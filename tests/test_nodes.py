@@ -12,7 +12,16 @@ from circuitsieve.instrument import Subject, answer_logits, masked
 from circuitsieve.masks import cut
 from circuitsieve.nodes import Node, NodeSpace, SiteMasks
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation, Granularity, SiteKind
-from models import assert_differs, assert_same, each_family, random_examples, random_masks, shared
+from models import (
+    OUTPUT_BIAS,
+    POST_NORM,
+    assert_differs,
+    assert_same,
+    each_family,
+    random_examples,
+    random_masks,
+    shared,
+)
 
 G = Granularity
 
@@ -33,7 +42,7 @@ SPELLINGS = {
 
 def test_every_name_reads_back(subject: Subject):
     config = subject.model.config
-    mlp = getattr(config, "intermediate_size", None) or config.n_inner
+    mlp = next(n for name in ("intermediate_size", "ffn_dim", "n_inner") if (n := getattr(config, name, None)))
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     expected = {
         G.HEAD: config.num_attention_heads,
@@ -211,7 +220,8 @@ def logits_under(subject: Subject, ablation: Ablation, site_masks: SiteMasks) ->
 @each_family
 def test_folding_changes_no_logits(family: str, ablation: Ablation):
     subject = shared(family)
-    unsafe = family == "gemma3_text" or (ablation is Ablation.ZERO and family in ("gpt2", "llama"))
+    unsafe = family in POST_NORM or ablation is Ablation.OPTIMAL
+    unsafe |= ablation is Ablation.ZERO and family in OUTPUT_BIAS
     for searched in (FOLDABLE, (G.ATTN_BLOCK, G.MLP_BLOCK), (G.LAYER, G.HEAD)):
         masks = {g: mask for g, mask in random_masks(subject.space, 5, soft=True).items() if g in searched}
         composed = subject.space.compose(masks)

@@ -1,4 +1,4 @@
-"""DESIGN.md, section 5, oracles 1 to 4: masking does to a stock model what it says."""
+"""Masking does to a stock model what it says."""
 
 import pytest
 import torch
@@ -13,6 +13,9 @@ from circuitsieve.masks import Masks
 from circuitsieve.nodes import Activations
 from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
 from models import (
+    FAMILIES,
+    OUTPUT_BIAS,
+    POST_NORM,
     WIDTH,
     assert_differs,
     assert_same,
@@ -28,6 +31,8 @@ from models import (
 )
 
 CLEAN, CORRUPTED = random_ids(0), random_ids(1)
+each_pre_norm_family = pytest.mark.parametrize("family", [family for family in FAMILIES if family != "opt_post_norm"])
+"""All but OPT with norms after the residual additions: there the residual stream is no sum of what blocks add."""
 ZERO = torch.zeros(1)
 
 
@@ -99,7 +104,7 @@ CLOSINGS = {
 
 
 @pytest.mark.parametrize("closing", CLOSINGS)
-@each_family
+@each_pre_norm_family
 @torch.no_grad()
 def test_embedding_alone_rides_on_the_corrupted_writes(family: str, closing: str):
     """Closed by the reads or by the writes, the residual stream is the clean embedding plus what blocks add when corrupted."""
@@ -164,9 +169,10 @@ def test_zero_ablated_out_dim_is_a_zeroed_row(family: str, dtype: torch.dtype, b
     for layer in range(subject.space.layers):
         for dim in (0, 5, WIDTH - 1):
             found = logits(subject, without(subject, granularity, layer, dim), zero(subject))
-            if family == "gemma3_text":  # its norms scale by 1 + weight
+            if family in POST_NORM:
                 model = fresh(subject)
-                module(model, f"{block}_post_norm", layer).weight.data[dim] = -1
+                weights = module(model, f"{block}_post_norm", layer).weight.data
+                weights[dim] = 0 if family == "olmo2" else -1  # Gemma's norms scale by 1 + weight
                 with torch.no_grad():
                     expected = model(CLEAN).logits
             else:
@@ -180,25 +186,33 @@ def test_zero_ablated_out_dim_is_a_zeroed_row(family: str, dtype: torch.dtype, b
 
 def by_hand(subject: Subject, residual: Tensor) -> Tensor:
     """The final norm and the head, with Gemma's cap."""
-    found: Tensor = subject.model.lm_head(module(subject.model, "final_norm")(residual))
+    found: Tensor = subject.model.get_output_embeddings()(module(subject.model, "final_norm")(residual))
     cap = getattr(subject.model.config, "final_logit_softcapping", None)
     return found if cap is None else cap * torch.tanh(found / cap)
 
 
+def embedded(subject: Subject) -> Tensor:
+    """What enters the first block."""
+    decoder, tokens = subject.model.get_decoder(), CLEAN.shape[1]
+    found: Tensor = subject.model.get_input_embeddings()(CLEAN)
+    match subject.model.config.model_type:
+        case "gpt2":
+            found = found + decoder.wpe.weight[:tokens]
+        case "opt":  # its positions begin at 2
+            found = found + decoder.embed_positions.weight[2 : tokens + 2]
+    return found
+
+
 @each_dtype
-@each_family
+@each_pre_norm_family
 @torch.no_grad()
 def test_embedding_alone_under_zero_ablation(family: str, dtype: torch.dtype):
     subject = shared(family, dtype)
-    decoder = subject.model.get_decoder()
-    embedded = (
-        decoder.wte(CLEAN) + decoder.wpe.weight[: CLEAN.shape[1]] if family == "gpt2" else decoder.embed_tokens(CLEAN)
-    )
-    expected = by_hand(subject, embedded)
+    expected = by_hand(subject, embedded(subject))
     assert_same(logits(subject, closed(subject, *set(Granularity) - {Granularity.EMBED}), zero(subject)), expected)
     assert_differs(expected, logits(subject))
     by_reads = logits(subject, closed(subject, Granularity.HEAD, Granularity.MLP_NEURON), zero(subject))
-    (assert_differs if family in ("gpt2", "llama") else assert_same)(by_reads, expected)  # these two have output biases
+    (assert_differs if family in OUTPUT_BIAS else assert_same)(by_reads, expected)
 
 
 # --- 4: padding and batching ---------------------------------------------------------------------------------------------
@@ -251,7 +265,7 @@ def test_means_exclude_padding(subject: Subject):
             lambda _, args: runs[Site(SiteKind.ATTN_READ, 1)].append(args[0][0])
         ),
         (post_norm or module(subject.model, "mlp_out", 0)).register_forward_hook(
-            lambda _, __, output: runs[Site(SiteKind.MLP_WRITE, 0)].append(output[0])
+            lambda _, __, output: runs[Site(SiteKind.MLP_WRITE, 0)].append(output.reshape(-1, WIDTH))  # of one prompt
         ),
     ]
     for example in EXAMPLES:

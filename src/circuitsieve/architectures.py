@@ -9,22 +9,37 @@ attention, fused projections and the tuples that blocks return are invisible fro
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 
-from torch import nn
-from transformers import PreTrainedModel
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from circuitsieve.errors import UnsupportedModel
 from circuitsieve.vocabulary import Site, SiteKind
 
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""What transformers' configurations call the number of experts."""
+
+
+class Fusion(Enum):
+    """How the outputs of several projections lie in one module."""
+
+    NONE = "the module is one projection"
+    STACKED = "one projection after the other: all of Q, all of K, all of V"
+    PER_HEAD = "head by head: Q, K and V of the first head, then of the second"
+
 
 @dataclass(frozen=True)
 class Projection:
-    """A projection inside a block: a module, or one of the equal parts of a fused module's outputs."""
+    """A projection inside a block: a module, or a part of a fused module's outputs."""
 
     path: str
+    fusion: Fusion = Fusion.NONE
     part: int = 0
-    parts: int = 1
+    """Which of the fused projections: 0, 1 or 2 for Q, K and V; 0 or 1 for gate and up."""
 
 
 @dataclass(frozen=True)
@@ -44,45 +59,110 @@ class Family:
     attn_post_norm: str | None = None
     """The norm between the attention output projection and the residual stream, where there is one."""
     mlp_post_norm: str | None = None
+    joint_qk_norm: bool = False
+    """Whether a norm runs over Q of all heads together, and another over K: then every head's rows matter to every head."""
 
 
-_C_ATTN = "attn.c_attn"
-_Q, _K, _V, _O = (Projection(f"self_attn.{name}_proj") for name in "qkvo")
-_GATED_MLP = (Projection("mlp.gate_proj"), Projection("mlp.up_proj"))
+def _fused(path: str, fusion: Fusion, parts: int) -> tuple[Projection, ...]:
+    return tuple(Projection(path, fusion, part) for part in range(parts))
+
+
+def _of_attention(*names: str) -> tuple[Projection, ...]:
+    return tuple(Projection(f"self_attn.{name}") for name in names)
+
+
+_Q, _K, _V, _O = _of_attention("q_proj", "k_proj", "v_proj", "o_proj")
+_GATE, _UP, _DOWN = (Projection(f"mlp.{name}_proj") for name in ("gate", "up", "down"))
+_C_ATTN = _fused("attn.c_attn", Fusion.STACKED, 3)
+_QUERY_KEY_VALUE = _fused("attention.query_key_value", Fusion.PER_HEAD, 3)
+_QKV = _fused("self_attn.qkv_proj", Fusion.STACKED, 3)
 
 FAMILIES = (
     Family(
         model_types=("gpt2",),
         blocks="h",
-        q=Projection(_C_ATTN, 0, 3),
-        k=Projection(_C_ATTN, 1, 3),
-        v=Projection(_C_ATTN, 2, 3),
+        q=_C_ATTN[0],
+        k=_C_ATTN[1],
+        v=_C_ATTN[2],
         attn_out=Projection("attn.c_proj"),
         mlp_in=(Projection("mlp.c_fc"),),
         mlp_out=Projection("mlp.c_proj"),
     ),
     Family(
-        model_types=("llama", "mistral", "qwen2", "qwen3"),
+        model_types=("llama", "mistral", "qwen2", "qwen3", "gemma"),
         blocks="layers",
         q=_Q,
         k=_K,
         v=_V,
         attn_out=_O,
-        mlp_in=_GATED_MLP,
-        mlp_out=Projection("mlp.down_proj"),
+        mlp_in=(_GATE, _UP),
+        mlp_out=_DOWN,
     ),
     Family(
-        model_types=("gemma3_text",),
+        model_types=("gemma2", "gemma3_text"),
         blocks="layers",
         q=_Q,
         k=_K,
         v=_V,
         attn_out=_O,
-        mlp_in=_GATED_MLP,
-        mlp_out=Projection("mlp.down_proj"),
+        mlp_in=(_GATE, _UP),
+        mlp_out=_DOWN,
         # In Llama-likes a module of this first name is the norm before the MLP; here it follows the attention projection.
         attn_post_norm="post_attention_layernorm",
         mlp_post_norm="post_feedforward_layernorm",
+    ),
+    Family(
+        model_types=("olmo2",),
+        blocks="layers",
+        q=_Q,
+        k=_K,
+        v=_V,
+        attn_out=_O,
+        mlp_in=(_GATE, _UP),
+        mlp_out=_DOWN,
+        attn_post_norm="post_attention_layernorm",
+        mlp_post_norm="post_feedforward_layernorm",
+        joint_qk_norm=True,
+    ),
+    Family(
+        model_types=("phi3",),
+        blocks="layers",
+        q=_QKV[0],
+        k=_QKV[1],
+        v=_QKV[2],
+        attn_out=_O,
+        mlp_in=_fused("mlp.gate_up_proj", Fusion.STACKED, 2),
+        mlp_out=_DOWN,
+    ),
+    Family(
+        model_types=("phi",),
+        blocks="layers",
+        q=_Q,
+        k=_K,
+        v=_V,
+        attn_out=Projection("self_attn.dense"),
+        mlp_in=(Projection("mlp.fc1"),),
+        mlp_out=Projection("mlp.fc2"),
+    ),
+    Family(
+        model_types=("gpt_neox",),
+        blocks="layers",
+        q=_QUERY_KEY_VALUE[0],
+        k=_QUERY_KEY_VALUE[1],
+        v=_QUERY_KEY_VALUE[2],
+        attn_out=Projection("attention.dense"),
+        mlp_in=(Projection("mlp.dense_h_to_4h"),),
+        mlp_out=Projection("mlp.dense_4h_to_h"),
+    ),
+    Family(
+        model_types=("opt",),
+        blocks="layers",
+        q=_Q,
+        k=_K,
+        v=_V,
+        attn_out=Projection("self_attn.out_proj"),
+        mlp_in=(Projection("fc1"),),
+        mlp_out=Projection("fc2"),
     ),
 )
 
@@ -92,6 +172,29 @@ def supported_model_types() -> list[str]:
     return [model_type for family in FAMILIES for model_type in family.model_types]
 
 
+def refusal(name: str, config: PreTrainedConfig) -> str:
+    """Why a family without a row cannot be studied, and what would be needed.
+
+    Args:
+        name: what the user called the model.
+        config: its configuration.
+    """
+    found = f"{name}: found the family {config.model_type!r}"
+    if getattr(config, "is_encoder_decoder", False):
+        return (
+            f"{found}, an encoder-decoder, expected a decoder-only language model; circuits of two stacks have no row"
+        )
+    if any(getattr(config, count, None) for count in _EXPERT_COUNTS):
+        return (
+            f"{found}, a mixture of experts, expected dense MLPs; experts are kept as three-dimensional parameters, and a row "
+            "needs modules to watch"
+        )
+    return (
+        f"{found}, expected one of {', '.join(supported_model_types())}; a new row in circuitsieve/architectures.py needs the "
+        "paths of its blocks and of their Q, K, V, output, up and down projections (docs/new-family.md)"
+    )
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A row of the table bound to one model."""
@@ -99,6 +202,8 @@ class Architecture:
     family: Family
     blocks: tuple[nn.Module, ...]
     unembedding: nn.Module
+    norms_residual: bool = False
+    """Whether the residual stream itself is normed after each addition, as in the original transformer (OPT 350M)."""
 
     def projection(self, layer: int, projection: Projection) -> nn.Module:
         """The module of a projection (the whole of it where it is fused)."""
@@ -121,6 +226,32 @@ class Architecture:
         else:
             norm, projection = self.family.mlp_post_norm, self.family.mlp_out
         return self.blocks[site.layer].get_submodule(norm or projection.path)
+
+    def rows(self, role: str, heads: int, kv_heads: int, head_dim: int, neurons: int) -> Int[Tensor, "groups size"]:
+        """Which outputs of its module a projection has: [heads, head_dim] of q, [kv heads, head_dim] of k and v.
+
+        Args:
+            role: q, k, v, gate, up, or mlp_in for the only input projection of an MLP: [1, neurons].
+            heads: of the model, as the three others.
+            kv_heads: key/value heads.
+            head_dim: dims of one head.
+            neurons: MLP neurons of a layer.
+        """
+        if role in ("q", "k", "v"):
+            projection: Projection = getattr(self.family, role)
+            counts = [heads, kv_heads, kv_heads]
+            groups, size, sizes = counts["qkv".index(role)], head_dim, [count * head_dim for count in counts]
+        else:
+            projection = self.family.mlp_in[1 if role == "up" else 0]
+            groups, size, sizes = 1, neurons, [neurons, neurons]
+        own = torch.arange(groups * size).view(groups, size)
+        match projection.fusion:
+            case Fusion.NONE:
+                return own
+            case Fusion.STACKED:
+                return own + sum(sizes[: projection.part])
+            case Fusion.PER_HEAD:
+                return own + (2 * torch.arange(groups)[:, None] + projection.part) * size
 
     def sites(self) -> Iterator[Site]:
         """Every site of the model, in the order of the forward pass."""
@@ -169,10 +300,7 @@ def architecture_of(model: nn.Module) -> Architecture:
     model_type = str(model.config.model_type)
     family = next((row for row in FAMILIES if model_type in row.model_types), None)
     if family is None:
-        raise UnsupportedModel(
-            f"model: found the family {model_type!r}, expected one of {', '.join(supported_model_types())}; another family "
-            "needs a row in circuitsieve/architectures.py"
-        )
+        raise UnsupportedModel(refusal("model", model.config))
     unembedding = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if not isinstance(unembedding, nn.Module):
         raise UnsupportedModel(
@@ -182,4 +310,6 @@ def architecture_of(model: nn.Module) -> Architecture:
     blocks = model.get_decoder().get_submodule(family.blocks)  # type: ignore[no-untyped-call]
     if not isinstance(blocks, nn.ModuleList):
         raise UnsupportedModel(f"model: found no list of blocks at {family.blocks!r} of {type(model).__name__}")
-    return Architecture(family, tuple(blocks), unembedding)
+    return Architecture(
+        family, tuple(blocks), unembedding, norms_residual=getattr(model.config, "do_layer_norm_before", True) is False
+    )

@@ -4,15 +4,17 @@ Every hook lives inside one context manager and is removed when it ends, also by
 and never saw an activation is an error (`HookNotFired`), never a silent no-op.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -46,6 +48,19 @@ class Subject:
         assert isinstance(model, PreTrainedModel)  # architecture_of refuses everything else
         return cls(model, architecture, node_space(model, architecture))
 
+    def in_dtype(self, dtype: torch.dtype) -> "Subject":
+        """A copy that computes in another dtype. Buffers, such as rotary frequencies, keep theirs, as in a checkpoint."""
+        weights = {
+            id(weight): nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+            for weight in self.model.parameters()
+        }
+        return Subject.of(copy.deepcopy(self.model, weights))
+
+    def rows(self, role: str) -> Int[Tensor, "groups size"]:
+        """Which outputs of its module a projection has (`Architecture.rows`)."""
+        space = self.space
+        return self.architecture.rows(role, space.heads, space.kv_heads, space.head_dim, space.neurons)
+
     @property
     def device(self) -> torch.device:
         """Where prompts go: the device of the input embeddings."""
@@ -66,6 +81,23 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = was
         for parameter, wanted in requires_grad.items():
             parameter.requires_grad_(wanted)
+
+
+SHORT = 64
+"""Tokens: of longer prompts, attention by plain matrix products would need too much memory."""
+
+
+@contextmanager
+def quick_attention(subject: Subject, tokens: int) -> Iterator[None]:
+    """Attention by plain matrix products where that is quicker: bfloat16 on a CPU, short prompts.
+
+    There the backward pass of PyTorch's fused attention takes a third of a whole training step (SmolLM2, 16 tokens).
+    """
+    if subject.model.dtype == torch.bfloat16 and subject.device.type == "cpu" and tokens <= SHORT:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    else:
+        yield
 
 
 @contextmanager
@@ -108,15 +140,26 @@ class _Hooks:
 
     edits: Mapping[Site, Edit]
     silent: set[Site]
+    shape: list[int] = field(default_factory=list)
+    """Batch and tokens of the forward pass under way."""
+
+    def on_start(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        self.shape[:] = args[0].shape[:2]
 
     def on_read(self, site: Site, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        self.silent.discard(site)
-        edited = self.edits[site](args[0])
+        edited = self._edit(site, args[0])
         return None if edited is None else (edited, *args[1:])
 
     def on_write(self, site: Site, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        return self._edit(site, output)
+
+    def _edit(self, site: Site, activation: Tensor) -> Tensor | None:
+        """Edits see [batch, tokens, n], also where a model works on [batch * tokens, n] (OPT's MLP)."""
         self.silent.discard(site)
-        return self.edits[site](output)
+        if activation.dim() > 2:
+            return self.edits[site](activation)
+        edited = self.edits[site](activation.view(*self.shape, -1))
+        return None if edited is None else edited.flatten(0, 1)
 
 
 @contextmanager
@@ -124,8 +167,9 @@ def _edited(architecture: Architecture, edits: Mapping[Site, Edit]) -> Iterator[
     """Apply a function to the activation at each site; None leaves it as it is."""
     hooks = _Hooks(edits, set(edits))
     with ExitStack() as handles:
+        handle: RemovableHandle = architecture.blocks[0].register_forward_pre_hook(hooks.on_start)
+        handles.callback(handle.remove)
         for site in edits:
-            handle: RemovableHandle
             if site.kind in _WRITES:
                 handle = architecture.write_module(site).register_forward_hook(partial(hooks.on_write, site))
             else:

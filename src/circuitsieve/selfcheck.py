@@ -47,8 +47,9 @@ def selfcheck(model: nn.Module, *, seed: int = 0, progress: Progress | None = No
     """
     with frozen(model), torch.no_grad():
         checks = _Checks(Subject.of(model), seed)
-        todo = [checks.all_open, checks.all_closed, checks.all_but_embed_closed, checks.one_head, checks.one_neuron]
-        todo += [checks.folding, checks.padding]
+        todo = [checks.all_open, checks.all_closed, checks.one_head, checks.one_neuron, checks.folding, checks.padding]
+        if not checks.subject.architecture.norms_residual:  # else blocks do more to the stream than to add to it
+            todo.insert(2, checks.all_but_embed_closed)
         if not checks.space.post_norm:  # behind a norm, no weight of the projection is the out dim alone
             todo.append(checks.one_out_dim)
         results = []
