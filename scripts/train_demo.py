@@ -18,6 +18,7 @@ import json
 import math
 import platform
 import random
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ from circuitsieve import tasks as built_in
 from circuitsieve.pairs import SPLITS, Pair, TaskRequest
 from circuitsieve.tasks import Task
 
+DEMO_TASKS = ("ioi", "greater_than", "gender_pronoun")
 HELD_OUT_SEED = 20_260
 """Seed of the pairs that the model is measured on."""
 
@@ -78,7 +80,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the bundled demo model.")
-    parser.add_argument("--tasks", nargs="+", choices=built_in.names(), default=built_in.names())
+    parser.add_argument("--tasks", nargs="+", choices=built_in.names(), default=list(DEMO_TASKS))
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1200)
@@ -89,8 +91,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def pairs_of(task: Task, seed: int, count: int = 1000) -> dict[str, tuple[Pair, ...]]:
-    """The pairs of each split of a task, `count` of each, every word being one token."""
-    splits = task.build(TaskRequest(lambda _: 1, count, count, count, seed))
+    """The pairs of each split of a task, `count` of each at most, cut as the tokenizer will cut them."""
+    splits = task.build(TaskRequest(lambda text: tuple(re.findall(WORDS, text)), count, count, count, seed))
     return {split: getattr(splits, split) for split in SPLITS}
 
 
@@ -207,19 +209,24 @@ def measure(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, pairs: t
     """How well the model does the pairs' task on clean prompts, and its preference on the corrupted ones."""
     clean = final_logits(model, tokenizer, [pair.clean for pair in pairs])
     corrupted = final_logits(model, tokenizer, [pair.corrupted for pair in pairs])
-    right = torch.tensor([tokenizer.encode(pair.answers[0])[0] for pair in pairs])[:, None]
-    wrong = torch.tensor([tokenizer.encode(pair.wrong_answers[0])[0] for pair in pairs])[:, None]
-    difference = (clean.gather(1, right) - clean.gather(1, wrong))[:, 0]
-    without = (corrupted.gather(1, right) - corrupted.gather(1, wrong))[:, 0]
+    right, wrong = torch.zeros_like(clean, dtype=torch.bool), torch.zeros_like(clean, dtype=torch.bool)
+    for row, pair in enumerate(pairs):
+        right[row, [tokenizer.encode(answer)[0] for answer in pair.answers]] = True
+        wrong[row, [tokenizer.encode(answer)[0] for answer in pair.wrong_answers]] = True
+
+    def differences(logits: Tensor) -> Tensor:
+        best, other = (logits.masked_fill(~those, -torch.inf).amax(1) for those in (right, wrong))
+        return best - other
+
     values = {
-        "accuracy": (difference > 0).float().mean(),
-        "argmax_accuracy": (clean.argmax(1, keepdim=True) == right).float().mean(),
-        "probability": clean.softmax(1).gather(1, right).mean(),
-        "smallest_probability": clean.softmax(1).gather(1, right).min(),
-        "logit_diff": difference.mean(),
-        "corrupted_accuracy": (without > 0).float().mean(),
-        "corrupted_logit_diff": without.mean(),
-        "corrupted_probability": corrupted.softmax(1).gather(1, right).mean(),
+        "accuracy": (differences(clean) > 0).float().mean(),
+        "argmax_accuracy": right.gather(1, clean.argmax(1, keepdim=True)).float().mean(),
+        "probability": (clean.softmax(1) * right).sum(1).mean(),
+        "smallest_probability": (clean.softmax(1) * right).sum(1).min(),
+        "logit_diff": differences(clean).mean(),
+        "corrupted_accuracy": (differences(corrupted) > 0).float().mean(),
+        "corrupted_logit_diff": differences(corrupted).mean(),
+        "corrupted_probability": (corrupted.softmax(1) * right).sum(1).mean(),
     }
     return {name: round(value.item(), 5) for name, value in values.items()} | {"n": len(pairs)}
 

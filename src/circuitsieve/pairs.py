@@ -3,8 +3,8 @@
 A leaf without torch, so that tasks and the command line can name pairs without loading anything heavy.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 SPLITS = ("train", "validation", "test")
 
@@ -35,22 +35,22 @@ class TextSplits:
     test: tuple[Pair, ...]
 
 
-@runtime_checkable
-class WordCounter(Protocol):
-    """Counts the tokens that a word takes in the middle of a sentence (with its leading space)."""
-
-    def __call__(self, word: str, /) -> int:
-        """The number of tokens."""
-        ...
+WordCounter = Callable[[str], int]
+"""Counts the tokens that a word takes in the middle of a sentence (given with its leading space)."""
 
 
 @dataclass(frozen=True)
 class TaskRequest:
-    """What a task is asked for: how many pairs of each split, the seed, and the task's own options."""
+    """What a task is asked for: how many pairs of each split at most, the seed, and the task's own options."""
 
-    tokens_in: WordCounter
-    train: int = 768
+    pieces: Callable[[str], tuple[str, ...]]
+    """The texts of the tokens that a text takes in the middle of a sentence: all that a task may know of a tokenizer."""
+    train: int = 6144
     validation: int = 128
-    test: int = 256
+    test: int = 192
     seed: int = 0
     options: dict[str, str] = field(default_factory=dict)
+
+    def tokens_in(self, word: str) -> int:
+        """The number of tokens that a word takes in the middle of a sentence (given with its leading space)."""
+        return len(self.pieces(word))

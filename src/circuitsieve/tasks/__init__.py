@@ -1,18 +1,23 @@
-"""The built-in tasks. A task is one small file with a `TASK`: a name, its options and a function that yields pairs.
+"""The tasks. A built-in one is one small file with a `TASK`: a name, its options and a function that yields pairs.
 
-A task knows words and sentences, never tokens: all it may ask about the tokenizer is how many tokens a word takes.
+A task knows words and sentences: all it may ask about the tokenizer is into which pieces it cuts a text. Other packages add
+tasks by an entry point of the group `circuitsieve.tasks` that leads to a `Task`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
+from importlib import import_module, metadata
 
+from circuitsieve.errors import DataError
 from circuitsieve.pairs import TaskRequest, TextSplits
+
+GROUP = "circuitsieve.tasks"
+"""The entry points by which other packages add tasks."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A built-in behaviour: how to make its pairs and which options it takes (name -> one line of help)."""
+    """A behaviour: how to make its pairs and which options it takes (name -> one line of help)."""
 
     name: str
     summary: str
@@ -20,15 +25,31 @@ class Task:
     options: dict[str, str] = field(default_factory=dict)
 
 
-_BUILT_IN = ("ioi",)
+_BUILT_IN = ("ioi", "greater_than", "gender_pronoun", "docstring", "agreement", "capitals")
 
 
 def names() -> list[str]:
-    """The names of the built-in tasks."""
-    return list(_BUILT_IN)
+    """The names of the built-in tasks, then of the installed ones."""
+    installed = metadata.entry_points(group=GROUP).names
+    return [*_BUILT_IN, *sorted(installed - set(_BUILT_IN))]
 
 
 def get(name: str) -> Task:
-    """A built-in task by its name (see `names`)."""
-    task: Task = import_module(f"circuitsieve.tasks.{name}").TASK
-    return task
+    """A task by its name (see `names`).
+
+    Raises:
+        DataError: an installed task cannot be imported, or is none.
+    """
+    if name in _BUILT_IN:
+        task: Task = import_module(f"circuitsieve.tasks.{name}").TASK
+        return task
+    (entry,) = metadata.entry_points(group=GROUP, name=name)
+    try:
+        found = entry.load()
+    except Exception as error:  # whatever its package raises
+        raise DataError(
+            f"task {name}: found an entry point {entry.value!r} that cannot be imported ({error})"
+        ) from error
+    if not isinstance(found, Task):
+        raise DataError(f"task {name}: found {type(found).__name__} at {entry.value!r}, expected a circuitsieve Task")
+    return found
