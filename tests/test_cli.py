@@ -17,7 +17,7 @@ from circuitsieve import cli
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.gates import HardConcrete
 from circuitsieve.nodes import NodeSpace
-from circuitsieve.pairs import SPLITS
+from circuitsieve.pairs import SPLITS, Pair
 from circuitsieve.runs import RunFolder
 from tiny import name_pairs, write_jsonl
 from tiny_cli import Output, call, make_home
@@ -239,7 +239,7 @@ def test_disk_that_fills_up_is_one_line(discover, tmp_path, monkeypatch):
 # --- help and imports ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["", "discover", "evaluate", "show", "tasks", "check", "demo"])
+@pytest.mark.parametrize("command", ["", "discover", "evaluate", "show", "tasks", "check", "data check", "demo"])
 def test_help(called, command):
     output = called(*command.split(), "--help")
     assert (output.status, output.err) == (0, "")
@@ -253,6 +253,52 @@ def test_tasks_are_listed(called):
     known = document(called("tasks", "--json"))
     assert known["ioi"]["options"].keys() == {"corruption", "split_templates"}
     assert all(name in called("tasks").out for name in known)
+
+
+def test_data_check_shows_what_is_dropped_and_how_words_align(called, home, tmp_path):
+    crooked = Pair("When Mary went to", "When Mary and John went", (" the",), (" store",))
+    path = write_jsonl(tmp_path / "pairs.jsonl", (*name_pairs(5), crooked))
+    output = called("data", "check", path, "--model", home / "model")
+    assert output.status == 0
+    reason = "clean and corrupted prompts do not align word by word in tokens"
+    assert f"dropped: {reason}" in output.out
+    assert re.search(r"full model: accuracy [01]\.\d{3} on clean prompts, [01]\.\d{3} on corrupted ones", output.out)
+    assert "0 and 1 tokens" in output.out
+    checked = document(called("data", "check", path, "--model", home / "model", "--json"))
+    assert sum(checked["usable"].values()) == 5
+    assert checked["dropped"] == {reason: 1}
+    (dropped,) = (pair for pair in checked["pairs"] if pair["reason"] is not None)
+    assert dropped["words"] == [
+        [["When"], ["When"]], [["Mary"], ["Mary"]], [["went"], ["and"]], [["to"], ["John"]], [[], ["went"]]
+    ]  # fmt: skip
+
+
+def test_data_check_of_nothing_usable(called, home, tmp_path):
+    path = write_jsonl(tmp_path / "pairs.jsonl", (Pair("When Mary", "When", (" went",), (" to",)),))
+    output = called("data", "check", path, "--model", home / "model")
+    assert output.status == 1
+    assert "accuracy" not in output.out
+
+
+def test_columns_of_other_names_go_the_whole_way(discover, tmp_path):
+    rows = [f'"{p.clean}","{p.corrupted}",{p.answers[0]},{p.wrong_answers[0]}' for p in name_pairs(30)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["prompt,other,target,foil", *rows]))
+    columns = ["clean=prompt", "corrupted=other", "answers=target", "wrong_answers=foil"]
+    assert discover("--column", *columns, task=tmp_path / "pairs.csv").status == 0
+    about = json.loads((tmp_path / "new/config.json").read_text())["data"]
+    assert about["columns"]["clean"] == "prompt"
+    assert sum(about["usable"].values()) == 30
+
+
+def test_run_is_evaluated_from_another_folder_and_on_a_named_device(called, home, tmp_path, monkeypatch):
+    monkeypatch.chdir(home)
+    words = ["discover", "--model", "model", "--task", "pairs.jsonl", "--out", tmp_path / "new", "--steps", 3]
+    assert called(*words).status == 0
+    monkeypatch.chdir(tmp_path)
+    assert called("evaluate", "new", "--device", "cpu").status == 0
+    output = called("evaluate", "new", "--device", "abacus")
+    assert (output.status, output.out) == (2, "")
+    assert output.err.startswith("circuitsieve: device: found 'abacus', which this machine does not offer (")
 
 
 def test_check_needs_no_prompts(called, home):

@@ -5,40 +5,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from transformers import BloomConfig
 
 from tiny import name_pairs, write_jsonl
-from tiny_cli import complaint, make_home
-
-Complaint = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, a file of pairs and a finished run; tests leave them as they are."""
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Complaint:
-    """The complaint about words that are refused."""
-    return lambda *words: complaint(capsys, *words)
-
-
-@pytest.fixture
-def discover(home: Path, tmp_path: Path, refused: Complaint) -> Complaint:
-    """The complaint about a discovery with some of its words replaced."""
-
-    def of(*more: object, model: object = home / "model", task: object = home / "pairs.jsonl", out: str = "out") -> str:
-        return refused("discover", "--model", model, "--task", task, "--out", tmp_path / out, *more)
-
-    return of
-
 
 # --- models -------------------------------------------------------------------------------------------------------------
 

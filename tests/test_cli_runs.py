@@ -2,39 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tiny import name_pairs, tiny_folder, write_jsonl
-from tiny_cli import complaint, make_home
-
-Complaint = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, a file of pairs and a finished run; tests leave them as they are."""
-    return make_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Complaint:
-    """The complaint about words that are refused."""
-    return lambda *words: complaint(capsys, *words)
-
-
-@pytest.fixture
-def discover(home: Path, tmp_path: Path, refused: Complaint) -> Complaint:
-    """The complaint about a discovery with some of its words replaced."""
-
-    def of(*more: object, model: object = home / "model", task: object = home / "pairs.jsonl", out: str = "out") -> str:
-        return refused("discover", "--model", model, "--task", task, "--out", tmp_path / out, *more)
-
-    return of
-
 
 # --- folders of runs ----------------------------------------------------------------------------------------------------
 
@@ -121,3 +94,12 @@ def test_config_without_the_model(refused, run, section):
     (config if section == "model" else config["model"]).pop(section)
     (run / "config.json").write_text(json.dumps(config))
     assert refused("evaluate", run).startswith(f"{run}/config.json: found no model.")
+
+
+def test_other_pairs(refused, run):
+    lines = (run / "pairs.jsonl").read_text().splitlines(keepends=True)
+    (run / "pairs.jsonl").write_text("".join(lines[1:]))
+    assert refused("evaluate", run) == (
+        f"{run}: found other pairs in pairs.jsonl than those that the run was made with, expected the file as it was written; "
+        "to evaluate on other pairs, give their file with --data"
+    )

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitsieve.data import Encoder, Example, Unusable, batches, collate, encode, encode_all
 from circuitsieve.errors import DataError
-from circuitsieve.pairs import Pair, TextSplits
+from circuitsieve.pairs import SPLITS, Pair, TextSplits
 from tiny import WORDS, merging_tokenizer, name_pairs, piece_tokenizer, tiny_pairs, word_tokenizer
 
 PROMPT = Pair("When Mary and John went to", "When Anna and Paul went to", (" Mary",), (" John",))
@@ -115,9 +115,11 @@ def test_tokenizer_without_offsets_is_refused():
 
 
 def test_dropped_pairs_are_counted_by_reason_and_split():
-    shared = replace(PROMPT, wrong_answers=(" Mary",))
-    crooked = replace(PROMPT, corrupted="When Anna and Paul went")
-    pairs = encode(TextSplits((PROMPT, shared, crooked), (shared, PROMPT), (PROMPT, PROMPT)), word_tokenizer())
+    usable = name_pairs(4)
+    shared = replace(name_pairs(5)[4], wrong_answers=name_pairs(5)[4].answers)
+    also_shared = replace(name_pairs(6)[5], wrong_answers=name_pairs(6)[5].answers)
+    crooked = replace(name_pairs(7)[6], corrupted="When Anna and Paul went")
+    pairs = encode(TextSplits((usable[0], shared, crooked), (also_shared, usable[1]), usable[2:]), word_tokenizer())
     assert [len(pairs.train), len(pairs.validation), len(pairs.test)] == [1, 1, 2]
     assert pairs.reasons() == Counter(
         {
@@ -128,8 +130,24 @@ def test_dropped_pairs_are_counted_by_reason_and_split():
     assert [(dropped.pair, dropped.split) for dropped in pairs.dropped] == [
         (shared, "train"),
         (crooked, "train"),
-        (shared, "validation"),
+        (also_shared, "validation"),
     ]
+
+
+def test_prompt_of_a_later_split_is_dropped_from_the_earlier_ones():
+    first, second, third, fourth, fifth = name_pairs(5)
+    other_answer = replace(first, answers=first.wrong_answers, wrong_answers=first.answers)
+    splits = TextSplits((first, second, third, fifth), (third, second, fourth), (other_answer, third))
+    pairs = encode(splits, word_tokenizer())
+    kept = [[example.pair for example in pairs.split(split)] for split in SPLITS]
+    assert kept == [[fifth], [second, fourth], [other_answer, third]]
+    reason = "its clean prompt stands in the {} split too".format
+    assert {(dropped.pair, dropped.split, dropped.reason) for dropped in pairs.dropped} == {
+        (first, "train", reason("test")),
+        (second, "train", reason("validation")),
+        (third, "train", reason("test")),
+        (third, "validation", reason("test")),
+    }
 
 
 def test_merging_prompts_are_one_reason_whatever_the_answer():
@@ -153,15 +171,17 @@ def test_error_shows_three_examples_when_no_pair_is_usable():
 
 def test_empty_split_names_the_way_out():
     with pytest.raises(DataError, match=r"no usable one among 0 in the test split.* give more pairs, or a folder"):
-        encode(TextSplits((PROMPT,), (PROMPT,), ()), word_tokenizer())
+        encode(TextSplits(name_pairs(1), name_pairs(2)[1:], ()), word_tokenizer())
 
 
 def test_candidates_are_named_by_all_pairs_or_by_none():
     named = replace(PROMPT, candidates=(" Mary", " John"))
     with pytest.raises(DataError, match="found candidates in 1 of 3 pairs, expected them in all or in none"):
         encode_all((named, PROMPT, PROMPT), word_tokenizer())
+    without, other = name_pairs(2)
+    also_named = replace(other, candidates=other.answers + other.wrong_answers)
     with pytest.raises(DataError, match="found candidates in 2 of 3 pairs"):
-        encode(TextSplits((named,), (PROMPT,), (named,)), word_tokenizer())
+        encode(TextSplits((named,), (without,), (also_named,)), word_tokenizer())
 
 
 # --- batching -----------------------------------------------------------------------------------------------------------

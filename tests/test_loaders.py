@@ -1,6 +1,7 @@
 """Files of pairs: what is read, how it is split, and the sentence for everything that can be wrong with one."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from circuitsieve import tasks
 from circuitsieve.errors import ConfigError, DataError
-from circuitsieve.loaders import TaskOptions, load_task, parse_pair, read_jsonl, split_by_hash
-from circuitsieve.pairs import SPLITS, Pair
+from circuitsieve.loaders import TaskOptions, load_task, split_by_hash
+from circuitsieve.pairs import SPLITS, Pair, TaskRequest, TextSplits
+from circuitsieve.sources import pairs_of, read_pairs
+from circuitsieve.tasks import Task
 from tiny import name_pairs, word_tokenizer, write_jsonl
 
 ENTRY = {"clean": "When Mary", "corrupted": "When Anna", "answers": [" and", " to"], "wrong_answers": [" the"]}
@@ -23,7 +27,7 @@ def written(path: Path, *lines: object) -> Path:
 
 def complaint(path: Path) -> str:
     with pytest.raises(DataError) as caught:
-        read_jsonl(path)
+        read_pairs(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -33,7 +37,7 @@ def complaint(path: Path) -> str:
 
 def test_every_column_is_read(tmp_path):
     full = {**ENTRY, "candidates": [" and", " to", " the"], "id": 7, "template": "abba"}
-    read = read_jsonl(written(tmp_path / "p.jsonl", ENTRY, "", "  ", full))
+    read = read_pairs(written(tmp_path / "p.jsonl", ENTRY, "", "  ", full))
     plain = Pair("When Mary", "When Anna", (" and", " to"), (" the",))
     assert read == (plain, replace(plain, candidates=(" and", " to", " the"), id="7", template="abba"))
 
@@ -43,14 +47,14 @@ def test_separators_inside_a_text_end_no_line(tmp_path, separator):
     entry = {**ENTRY, "clean": f"When{separator}Mary"}
     text = json.dumps(entry, ensure_ascii=False)
     path = written(tmp_path / "p.jsonl", text, ENTRY)
-    assert [pair.clean for pair in read_jsonl(path)] == [entry["clean"], "When Mary"]
+    assert [pair.clean for pair in read_pairs(path)] == [entry["clean"], "When Mary"]
     assert complaint(written(path, text, "nonsense")).startswith(f"{path}, line 2: found malformed JSON")
 
 
 def test_byte_order_mark_and_windows_lines_are_read(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + f"{json.dumps(ENTRY)}\r\n{json.dumps(ENTRY)}\r\n".encode())
-    assert len(read_jsonl(path)) == 2
+    assert len(read_pairs(path)) == 2
 
 
 COLUMNS = "clean, corrupted, answers, wrong_answers, candidates, id, template"
@@ -66,7 +70,8 @@ MALFORMED = [
     ({**ENTRY, "corrupted": ""}, "corrupted: found '', expected a text"),
     ({"clean": "a"}, "corrupted: found None, expected a text"),
     ({**ENTRY, "clean": "\ud800"}, "clean: found '\\ud800', expected a text"),
-    ({**ENTRY, "answers": " Mary"}, "answers: found ' Mary', expected a list of texts"),
+    ({**ENTRY, "answers": 3}, "answers: found 3, expected a list of texts"),
+    ({**ENTRY, "answers": ""}, "answers: found an empty list, expected at least one text"),
     ({**ENTRY, "answers": []}, "answers: found an empty list, expected at least one text"),
     ({**ENTRY, "wrong_answers": [" x", 3]}, "wrong_answers: found [' x', 3], expected a list of texts"),
     ({**ENTRY, "wrong_answers": [""]}, "wrong_answers: found [''], expected a list of texts"),
@@ -108,16 +113,159 @@ NEARLY = st.fixed_dictionaries(
 
 
 @given(st.text() | JSON.map(json.dumps) | (ENTRIES | NEARLY).map(json.dumps))
-def test_any_line_gives_a_pair_or_a_data_error(line):
+def test_any_line_gives_pairs_or_a_data_error(tmp_path_factory, line):
+    path = tmp_path_factory.mktemp("any") / "p.jsonl"
+    path.write_bytes(line.encode("utf-8", "surrogatepass"))
     try:
-        pair = parse_pair(line, "here")
+        read_pairs(path)
+    except DataError as error:
+        assert str(error).startswith(str(path))  # noqa: PT017 - an error is one of two right outcomes
+
+
+@given(ENTRIES | NEARLY)
+def test_any_row_gives_a_pair_or_a_data_error(row):
+    try:
+        (pair,) = pairs_of([("here", row)])
     except DataError as error:
         assert str(error).startswith("here: ")  # noqa: PT017 - an error is one of two right outcomes
     else:
-        given = json.loads(line)
-        assert (pair.clean, list(pair.answers)) == (given["clean"], given["answers"])
+        answers = row["answers"]
+        assert (pair.clean, list(pair.answers)) == (row["clean"], [answers] if isinstance(answers, str) else answers)
         assert "".join((pair.clean, pair.corrupted, *pair.answers, *pair.wrong_answers)).encode()
         split_by_hash((pair,))
+
+
+# --- CSV and other names of columns -------------------------------------------------------------------------------------
+
+HEADER = "clean,corrupted,answers,wrong_answers"
+
+
+def test_csv_is_read_with_several_answers_in_a_cell(tmp_path):
+    path = written(tmp_path / "p.csv", HEADER, '"When Mary, once",When Anna, and| to, the', "a,b, c, d")
+    first, second = read_pairs(path)
+    assert first == Pair("When Mary, once", "When Anna", (" and", " to"), (" the",))
+    assert second.answers == (" c",)
+
+
+def test_a_bar_separates_only_in_csv(tmp_path):
+    (pair,) = read_pairs(written(tmp_path / "p.jsonl", {**ENTRY, "answers": " a|b"}))
+    assert pair.answers == (" a|b",)
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ([HEADER, "a,b, c"], "line 2: found 3 cells, expected 4, as in the header"),
+        ([HEADER, "a,b, c, d, e"], "line 2: found 5 cells, expected 4, as in the header"),
+        ([HEADER, "a,b,, d"], "line 2: answers: found an empty list, expected at least one text"),
+        ([HEADER, '"a,b'], "line 2: found malformed CSV (unexpected end of data), expected RFC 4180"),
+        (
+            ["prompt,corrupted,answers,wrong_answers", "a,b, c, d"],
+            "line 2: found the unknown column 'prompt', expected ",
+        ),
+        ([HEADER], ": found no pairs, expected a header and one pair a line"),
+    ],
+)
+def test_malformed_csv(tmp_path, lines, sentence):
+    path = written(tmp_path / "p.csv", *lines)
+    assert complaint(path).removeprefix(str(path)).lstrip(",: ").startswith(sentence.lstrip(": "))
+
+
+def test_columns_of_other_names_are_mapped(tmp_path):
+    path = written(tmp_path / "p.csv", "prompt,corrupted,target,foil,note", "a,b, c, d,whatever")
+    columns = {"clean": "prompt", "answers": "target", "wrong_answers": "foil"}
+    assert read_pairs(path, columns) == (Pair("a", "b", (" c",), (" d",)),)
+    with pytest.raises(
+        DataError, match=r"line 2: column for clean: found 'promt', expected one of .*did you mean 'prompt'"
+    ):
+        read_pairs(path, {**columns, "clean": "promt"})
+    with pytest.raises(DataError, match="column of a pair: found 'clear', expected one of clean"):
+        read_pairs(path, {"clear": "prompt"})
+
+
+def test_folder_of_csv_files(tmp_path):
+    for split, row in zip(SPLITS, ("When Mary,When Anna", "When John,When Paul", "When Ruth,When Jane"), strict=True):
+        written(tmp_path / f"{split}.csv", HEADER, f"{row}, and, to")
+    loaded = load_task(str(tmp_path), word_tokenizer())
+    assert [[e.pair.clean for e in loaded.split(name)] for name in SPLITS] == [
+        ["When Mary"],
+        ["When John"],
+        ["When Ruth"],
+    ]
+
+
+def test_function_that_yields_pairs_is_a_task():
+    pairs = name_pairs(60)
+    loaded = load_task(lambda: iter(pairs), word_tokenizer())
+    assert {e.pair.clean: name for name in SPLITS for e in loaded.split(name)} == where(pairs)
+
+
+def test_task_object_is_a_task():
+    def build(request: TaskRequest) -> TextSplits:
+        assert request.pieces(" Mary went") == ("Mary", "went")
+        pairs = name_pairs(request.train + request.validation + request.test)
+        return TextSplits(pairs[:5], pairs[5:8], pairs[8:])
+
+    loaded = load_task(Task("mine", "of my own", build), word_tokenizer(), TaskOptions(5, 3, 2))
+    assert [len(loaded.split(name)) for name in SPLITS] == [5, 3, 2]
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A package that adds two tasks by entry points."""
+    (tmp_path / "other_package.py").write_text(
+        "from circuitsieve.tasks import Task\nfrom circuitsieve.tasks.ioi import TASK as IOI\n"
+        "TASK = Task('theirs', 'of another package', IOI.build)\nNOTHING = 3\n"
+    )
+    about = tmp_path / "other_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[circuitsieve.tasks]\ntheirs = other_package:TASK\nno_task = other_package:NOTHING\ngone = no_such_module:TASK\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("installed")
+def test_other_packages_add_tasks():
+    assert {"theirs", "no_task", "gone", "ioi"} <= set(tasks.names())
+    assert tasks.get("theirs").summary == "of another package"
+    with pytest.raises(
+        DataError, match=r"^task no_task: found int at 'other_package:NOTHING', expected a circuitsieve Task$"
+    ):
+        tasks.get("no_task")
+    with pytest.raises(
+        DataError, match=r"^task gone: found an entry point 'no_such_module:TASK' that cannot be imported"
+    ):
+        tasks.get("gone")
+
+
+def test_data_sets_on_disk(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    names = ("prompt", "corrupted", "target", "foil")
+    rows = [
+        dict(zip(names, (p.clean, p.corrupted, p.answers[0], p.wrong_answers[0]), strict=True)) for p in name_pairs(40)
+    ]
+    columns = {"clean": "prompt", "answers": "target", "wrong_answers": "foil"}
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "one")
+    loaded = load_task(f"hf:{tmp_path}/one", word_tokenizer(), TaskOptions(columns=columns))
+    assert {e.pair.clean: name for name in SPLITS for e in loaded.split(name)} == where(name_pairs(40))
+    parts = {split: datasets.Dataset.from_list(rows[i * 5 : i * 5 + 5]) for i, split in enumerate(SPLITS)}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "three")
+    loaded = load_task(f"hf:{tmp_path}/three", word_tokenizer(), TaskOptions(columns=columns))
+    assert [e.pair.clean for e in loaded.validation] == [row["prompt"] for row in rows[5:10]]
+
+
+def test_data_sets_that_are_not_there(tmp_path):
+    pytest.importorskip("datasets")
+    with pytest.raises(DataError, match=rf"^data set {tmp_path}: cannot be read \("):
+        load_task(f"hf:{tmp_path}", word_tokenizer())
+
+
+def test_data_sets_need_their_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match="found no installed package `datasets`"):
+        load_task("hf:anyone/anything", word_tokenizer())
 
 
 # --- splitting ----------------------------------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from circuitsieve.loaders import TaskOptions, load_task
     from circuitsieve.models import LoadedModel, load_model
     from circuitsieve.nodes import NodeSpace
-    from circuitsieve.pairs import Pair
+    from circuitsieve.pairs import Pair, TaskRequest, TextSplits
     from circuitsieve.runs import RunFolder
+    from circuitsieve.tasks import Task
 
 _HOMES = {
     "Card": "evaluation.card",
@@ -38,7 +39,10 @@ _HOMES = {
     "Pairs": "data",
     "Ranking": "circuit",
     "RunFolder": "runs",
+    "Task": "tasks",
     "TaskOptions": "loaders",
+    "TaskRequest": "pairs",
+    "TextSplits": "pairs",
     "discover": "discovery",
     "evaluate": "evaluation.card",
     "load_model": "models",
@@ -58,7 +62,10 @@ __all__ = [
     "Pairs",
     "Ranking",
     "RunFolder",
+    "Task",
     "TaskOptions",
+    "TaskRequest",
+    "TextSplits",
     "discover",
     "evaluate",
     "load_model",

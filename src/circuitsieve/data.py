@@ -123,16 +123,19 @@ class Encoder:
             raise Unusable("the prompt's tokens are no prefix of those of prompt + answer")
         return whole[len(prompt_ids)]
 
-    def _tokens_per_word(self, text: str) -> list[int]:
-        """How many tokens start in each whitespace-separated word (special tokens count nowhere)."""
+    def words(self, text: str) -> list[tuple[str, tuple[str, ...]]]:
+        """Each whitespace-separated word with the texts of its tokens (special tokens belong to none)."""
         offsets = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
-        ends = [match.end() for match in re.finditer(r"\S+", text)]
-        counts = [0] * len(ends)
-        for _, end in offsets:
-            word = next((i for i, word_end in enumerate(ends) if end <= word_end), None)
+        words = list(re.finditer(r"\S+", text))
+        pieces: list[list[str]] = [[] for _ in words]
+        for start, end in offsets:
+            word = next((i for i, word in enumerate(words) if end <= word.end()), None)
             if word is not None:
-                counts[word] += 1
-        return counts
+                pieces[word].append(text[start:end])
+        return [(word.group(), tuple(own)) for word, own in zip(words, pieces, strict=True)]
+
+    def _tokens_per_word(self, text: str) -> list[int]:
+        return [len(pieces) for _, pieces in self.words(text)]
 
 
 class Unusable(Exception):
@@ -178,11 +181,29 @@ def encode(splits: TextSplits, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     Raises:
         DataError: a split has no usable pair, or only some pairs name candidates.
     """
+    splits, repeated = _disjoint(splits)
     encoded = [encode_all(getattr(splits, name), tokenizer, name) for name in SPLITS]
     _check_candidates([example for examples, _ in encoded for example in examples])
-    dropped = tuple(drop for _, drops in encoded for drop in drops)
+    dropped = tuple(drop for drops in (repeated, *(drops for _, drops in encoded)) for drop in drops)
     train, validation, test = (examples for examples, _ in encoded)
     return Pairs(train, validation, test, dropped)
+
+
+def _disjoint(splits: TextSplits) -> tuple[TextSplits, list[Dropped]]:
+    """Splits without the pairs whose clean prompt a later split holds too: what judges must not have been trained on."""
+    kept: dict[str, tuple[Pair, ...]] = {}
+    repeated: list[Dropped] = []
+    seen: dict[str, str] = {}
+    for split in reversed(SPLITS):
+        pairs = getattr(splits, split)
+        kept[split] = tuple(pair for pair in pairs if pair.clean not in seen)
+        repeated += [
+            Dropped(pair, split, f"its clean prompt stands in the {seen[pair.clean]} split too")
+            for pair in pairs
+            if pair.clean in seen
+        ]
+        seen |= {pair.clean: split for pair in kept[split]}
+    return TextSplits(**kept), repeated
 
 
 # --- batching -----------------------------------------------------------------------------------------------------------

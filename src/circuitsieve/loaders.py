@@ -1,69 +1,119 @@
-"""Where pairs come from: a built-in task, a JSON-lines file or a folder of three.
+"""Where pairs come from: a built-in task, a task of the user's own, a file, a folder of three files, a data set.
 
 A file is split 60/20/20 by a hash of its clean prompt, so that one prompt never stands in two splits and adding pairs moves
 none of the others.
 """
 
 import hashlib
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from circuitsieve import tasks
+from circuitsieve import sources, tasks
+from circuitsieve.chat import in_chat_form
 from circuitsieve.data import Pairs, encode
 from circuitsieve.errors import DataError
 from circuitsieve.pairs import SPLITS, Pair, TaskRequest, TextSplits
 
-_TEXTS = ("clean", "corrupted")
-_LISTS = ("answers", "wrong_answers", "candidates")
-_LABELS = ("id", "template")
+DATASET = "hf:"
+"""What the name of a Hugging Face data set begins with."""
+_KINDS = (".jsonl", ".csv")
 
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What a built-in task is asked for (files have as many pairs as they have)."""
+    """What a task is asked for (files have as many pairs as they have)."""
 
-    train: int = 768
+    train: int = 6144
+    """Training pairs at most; a task may have fewer."""
     validation: int = 128
     test: int = 192
     seed: int = 0
     options: Mapping[str, str] = field(default_factory=dict)
+    """Of a task, by name."""
+    columns: Mapping[str, str] | None = None
+    """Of a file or data set: column of a pair -> what the file calls it."""
+    chat: str | None = None
+    """An instruction, to ask in chat form (`chat.in_chat_form`)."""
 
 
-def load_task(name: str, tokenizer: PreTrainedTokenizerBase, request: TaskOptions = TaskOptions()) -> Pairs:
-    """The pairs of a built-in task, of a `.jsonl` file or of a folder with train, validation and test `.jsonl`.
+Source = str | tasks.Task | Callable[[], Iterable[Pair]]
+"""Where pairs come from: see `load_task`."""
+
+
+def load_task(source: Source, tokenizer: PreTrainedTokenizerBase, request: TaskOptions = TaskOptions()) -> Pairs:
+    """The pairs of a task, a file or a data set.
+
+    Args:
+        source: the name of a task, built in or installed; a `Task`; a function that yields pairs (which are then split by a
+            hash); a `.jsonl` or `.csv` file; a folder with train, validation and test files; `hf:` and a data set.
+        tokenizer: the model's own.
+        request: how many pairs, and options.
 
     Raises:
         ConfigError: the task takes no such option.
         DataError: there is no such task or file, it is malformed (with the line), or no pair in it is usable.
     """
-    if name in tasks.names():
-        return encode(_build(name, tokenizer, request), tokenizer)
+    return encode(load_texts(source, tokenizer, request), tokenizer)
+
+
+def load_texts(source: Source, tokenizer: PreTrainedTokenizerBase, request: TaskOptions = TaskOptions()) -> TextSplits:
+    """The same before any of it is encoded."""
+    splits = _texts(source, tokenizer, request)
+    return splits if request.chat is None else in_chat_form(splits, tokenizer, request.chat)
+
+
+def _texts(source: Source, tokenizer: PreTrainedTokenizerBase, request: TaskOptions) -> TextSplits:
+    if isinstance(source, tasks.Task):
+        return _built(source, tokenizer, request)
+    if not isinstance(source, str):
+        return split_by_hash(tuple(source()))
+    if source in tasks.names():
+        return _built(tasks.get(source), tokenizer, request)
     if request.options:
-        raise DataError(f"task {name}: found options ({', '.join(request.options)}), which only built-in tasks take")
+        raise DataError(f"task {source}: found options ({', '.join(request.options)}), which only tasks take")
+    return _read(source, request.columns)
+
+
+def _read(name: str, columns: sources.Columns | None) -> TextSplits:
+    """The pairs of a file, a folder or a data set, split."""
+    if name.startswith(DATASET):
+        return _as_split(sources.read_dataset(name.removeprefix(DATASET), columns))
     # os.path, not pathlib: what cannot be a path at all (too long a name) is no file either.
     if os.path.isdir(name):  # noqa: PTH112
-        return encode(TextSplits(*(read_jsonl(Path(name) / f"{split}.jsonl") for split in SPLITS)), tokenizer)
+        return TextSplits(*(sources.read_pairs(_file_of(Path(name), split), columns) for split in SPLITS))
     if os.path.isfile(name):  # noqa: PTH113
-        return encode(split_by_hash(read_jsonl(Path(name))), tokenizer)
+        return split_by_hash(sources.read_pairs(Path(name), columns))
     raise DataError(
-        f"task: found {name!r}, expected one of {', '.join(tasks.names())}, a .jsonl file, or a folder with train.jsonl, "
-        "validation.jsonl and test.jsonl"
+        f"task: found {name!r}, expected one of {', '.join(tasks.names())}, a .jsonl or .csv file, a folder with train, "
+        f"validation and test files, or {DATASET} and a data set"
     )
 
 
-def _build(name: str, tokenizer: PreTrainedTokenizerBase, request: TaskOptions) -> TextSplits:
-    def tokens_in(word: str) -> int:
-        return len(tokenizer(word, add_special_tokens=False)["input_ids"])
+def _file_of(folder: Path, split: str) -> Path:
+    """The file of a split; the first kind where there is none, so that the complaint names it."""
+    files = [folder / f"{split}{kind}" for kind in _KINDS]
+    return next((file for file in files if file.is_file()), files[0])
 
-    return tasks.get(name).build(
+
+def _as_split(found: Mapping[str, tuple[Pair, ...]]) -> TextSplits:
+    """As they are, where all three splits are there; else all pairs split by the hash."""
+    if set(SPLITS) <= set(found):
+        return TextSplits(*(found[split] for split in SPLITS))
+    return split_by_hash(tuple(pair for pairs in found.values() for pair in pairs))
+
+
+def _built(task: tasks.Task, tokenizer: PreTrainedTokenizerBase, request: TaskOptions) -> TextSplits:
+    def pieces(text: str) -> tuple[str, ...]:
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return tuple(text[start:end] for start, end in offsets)
+
+    return task.build(
         TaskRequest(
-            tokens_in=tokens_in,
+            pieces=pieces,
             train=request.train,
             validation=request.validation,
             test=request.test,
@@ -80,75 +130,3 @@ def split_by_hash(pairs: tuple[Pair, ...]) -> TextSplits:
         share = int.from_bytes(hashlib.sha256(pair.clean.encode()).digest()[:8]) / 2**64
         split["train" if share < 0.6 else "validation" if share < 0.8 else "test"].append(pair)
     return TextSplits(*(tuple(split[name]) for name in SPLITS))
-
-
-def read_jsonl(path: Path) -> tuple[Pair, ...]:
-    """Read pairs from JSON lines; empty lines are skipped.
-
-    Raises:
-        DataError: the file cannot be read or is empty, or a line is malformed.
-    """
-    try:
-        text = path.read_text("utf-8-sig")  # with or without a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}), expected pairs as JSON lines in UTF-8") from error
-    # Not splitlines: JSON strings may hold other line separators, such as U+2028, as they are.
-    pairs = tuple(
-        parse_pair(line, f"{path}, line {number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()
-    )
-    if not pairs:
-        raise DataError(f"{path}: found no pairs, expected one JSON object a line")
-    return pairs
-
-
-def parse_pair(line: str, where: str) -> Pair:
-    """The pair of one line; `where` names it in the error.
-
-    Raises:
-        DataError: the line is malformed.
-    """
-    try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: found malformed JSON ({error}), expected an object") from error
-    if not isinstance(entry, dict):
-        raise DataError(
-            f"{where}: found {type(entry).__name__}, expected an object with {', '.join(_TEXTS + _LISTS[:2])}"
-        )
-    unknown = sorted(set(entry) - {*_TEXTS, *_LISTS, *_LABELS})
-    if unknown:
-        raise DataError(
-            f"{where}: found the unknown column {unknown[0]!r}, expected {', '.join(_TEXTS + _LISTS + _LABELS)}"
-        )
-    clean, corrupted = (_text(entry, key, where) for key in _TEXTS)
-    answers, wrong_answers, candidates = (_texts(entry, key, where) for key in _LISTS)
-    identity, template = (_label(entry, key, where) for key in _LABELS)
-    return Pair(clean, corrupted, answers, wrong_answers, candidates, identity, template)
-
-
-def _text(entry: Mapping[str, Any], key: str, where: str) -> str:
-    value = entry.get(key)
-    if not _is_text(value):
-        raise DataError(f"{where}: {key}: found {value!r}, expected a text")
-    return str(value)
-
-
-def _label(entry: Mapping[str, Any], key: str, where: str) -> str:
-    value = entry.get(key, "")
-    if value != "" and not _is_text(value) and type(value) is not int:
-        raise DataError(f"{where}: {key}: found {value!r}, expected a text or a whole number")
-    return str(value)
-
-
-def _is_text(value: object) -> bool:
-    """Whether this is a text with something in it; half of a surrogate pair (an escape like \\ud800) is in no text."""
-    return isinstance(value, str) and value != "" and not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def _texts(entry: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    value = entry.get(key, [] if key == "candidates" else None)
-    if not isinstance(value, list) or not all(map(_is_text, value)):
-        raise DataError(f"{where}: {key}: found {value!r}, expected a list of texts")
-    if not value and key != "candidates":
-        raise DataError(f"{where}: {key}: found an empty list, expected at least one text")
-    return tuple(value)

@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -49,14 +49,19 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
 
 def describe_pairs(pairs: Pairs) -> dict[str, Any]:
     """The section `data` of config.json: how many pairs, why others were dropped, and a hash of all of them."""
-    digest = hashlib.sha256()
-    for record in records(pairs):
-        digest.update(json.dumps([asdict(record.pair), record.split, record.dropped], sort_keys=True).encode())
     return {
         "usable": {split: len(pairs.split(split)) for split in SPLITS},
         "dropped": dict(pairs.reasons()),
-        "hash": digest.hexdigest()[:32],
+        "hash": hash_of(records(pairs)),
     }
+
+
+def hash_of(lines: Iterable[PairRecord]) -> str:
+    """A hash of pairs with their splits and the reasons of dropped ones, in their order."""
+    digest = hashlib.sha256()
+    for record in lines:
+        digest.update(json.dumps([asdict(record.pair), record.split, record.dropped], sort_keys=True).encode())
+    return digest.hexdigest()[:32]
 
 
 def records(pairs: Pairs) -> Iterator[PairRecord]:

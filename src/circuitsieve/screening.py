@@ -35,9 +35,13 @@ def screen(model: nn.Module, pairs: Pairs) -> Screening:
 
     Its answers to the corrupted prompts are those of the empty circuit under the corrupted baseline.
     """
-    sample = pairs.validation[:SCREENED_PAIRS]
-    corrupted = [replace(example, clean=example.corrupted) for example in sample]
-    return Screening(*(sum(_correct(model, examples)) / len(examples) for examples in (sample, corrupted)))
+    return judge(model, pairs.validation[:SCREENED_PAIRS])
+
+
+def judge(model: nn.Module, examples: Sequence[Example]) -> Screening:
+    """The full model's accuracy on some examples, and on their corrupted prompts."""
+    corrupted = [replace(example, clean=example.corrupted) for example in examples]
+    return Screening(*(sum(_correct(model, those)) / len(those) for those in (examples, corrupted)))
 
 
 def check_fit(model: nn.Module, examples: Iterable[Example]) -> None:

@@ -2,25 +2,28 @@
 evaluate, save. What is shown to people on the way is the caller's business (`Reporter`).
 """
 
+import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from circuitsieve import tasks
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs, encode, encode_all
 from circuitsieve.discovery import Discovery, discover
 from circuitsieve.errors import RunError
 from circuitsieve.evaluation import Card, evaluate
-from circuitsieve.loaders import TaskOptions, load_task, read_jsonl
-from circuitsieve.models import LoadedModel, load_model
+from circuitsieve.loaders import TaskOptions, load_task
+from circuitsieve.models import BUNDLED, LoadedModel, load_model
 from circuitsieve.pairs import SPLITS, TextSplits
-from circuitsieve.provenance import fingerprint
-from circuitsieve.runs import RunFolder
+from circuitsieve.provenance import fingerprint, hash_of
+from circuitsieve.runs import PairRecord, RunFolder
 from circuitsieve.screening import check_fit, keep_correct, screen
+from circuitsieve.sources import read_pairs
 
 _SPENT = ("seconds", "peak_memory_bytes")
 
@@ -118,13 +121,21 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _lasting(name: str, built_in: Collection[str]) -> str:
+    """A name that means the same from any working directory."""
+    # os.path, not pathlib: what cannot be a path at all (too long a name) is a hub id.
+    return name if name in built_in or not os.path.exists(name) else os.path.abspath(name)  # noqa: PTH100, PTH110
+
+
 def _about(job: Job) -> dict[str, dict[str, Any]]:
     return {
-        "model": {"name": job.model, "revision": job.revision, "device": job.device},
+        "model": {"name": _lasting(job.model, BUNDLED), "revision": job.revision, "device": job.device},
         "data": {
-            "task": job.task,
+            "task": _lasting(job.task, tasks.names()),
             "seed": job.data.seed,
             "options": dict(job.data.options),
+            "columns": None if job.data.columns is None else dict(job.data.columns),
+            "chat": job.data.chat,
             "only_correct": job.only_correct,
         },
     }
@@ -147,7 +158,7 @@ def _with_run_facts(card: Card, folder: RunFolder, spent: Mapping[str, int | flo
     return Card({**card.values, **facts})
 
 
-def evaluate_run(path: str, data: str | None, reporter: Reporter) -> tuple[RunFolder, Card]:
+def evaluate_run(path: str, data: str | None, reporter: Reporter, device: str | None = None) -> tuple[RunFolder, Card]:
     """Evaluate the circuit of a run: on its own pairs (the card is saved), or on those of a file (it is not).
 
     Raises:
@@ -156,15 +167,15 @@ def evaluate_run(path: str, data: str | None, reporter: Reporter) -> tuple[RunFo
     """
     folder = RunFolder.open(path)
     circuit, _ = folder.read_circuit()
-    loaded = load_run_model(folder)
+    loaded = load_run_model(folder, device)
     if data is not None:
-        examples, dropped = encode_all(read_jsonl(Path(data)), loaded.tokenizer)
+        examples, dropped = encode_all(read_pairs(Path(data)), loaded.tokenizer)
         for reason, count in Counter(drop.reason for drop in dropped).items():
             reporter.warn(f"dropped {count} pairs: {reason}")
         check_fit(loaded.model, examples)
         card = evaluate(loaded.model, circuit, examples, progress=reporter.evaluation)
         return folder, _with_run_facts(card, folder, dict.fromkeys(_SPENT), len(dropped))
-    records = folder.read_pairs()
+    records = _read_pairs(folder)
     kept = [record for record in records if record.dropped is None]
     pairs = encode(
         TextSplits(*(tuple(record.pair for record in kept if record.split == split) for split in SPLITS)),
@@ -178,17 +189,28 @@ def evaluate_run(path: str, data: str | None, reporter: Reporter) -> tuple[RunFo
     return folder, card
 
 
-def load_run_model(folder: RunFolder) -> LoadedModel:
-    """The model that a run was made with.
+def _read_pairs(folder: RunFolder) -> list[PairRecord]:
+    """The pairs of a run, unless they are others than those that it was made with."""
+    records = folder.read_pairs()
+    if hash_of(records) != folder.look_up("config.json", "data", "hash"):
+        raise RunError(
+            f"{folder.path}: found other pairs in pairs.jsonl than those that the run was made with, expected the file as it "
+            "was written; to evaluate on other pairs, give their file with --data"
+        )
+    return records
+
+
+def load_run_model(folder: RunFolder, device: str | None = None) -> LoadedModel:
+    """The model that a run was made with, on the same device or another.
 
     Raises:
         RunError: config.json does not name it, or its weights are others.
         ModelError: it cannot be loaded.
     """
-    name, expected, dtype, device, revision = (
+    name, expected, dtype, first, revision = (
         folder.look_up("config.json", "model", fact) for fact in ("name", "fingerprint", "dtype", "device", "revision")
     )
-    loaded = load_model(name, dtype=dtype, device=device, revision=revision)
+    loaded = load_model(name, dtype=dtype, device=device or first, revision=revision)
     if fingerprint(loaded.model) != expected:
         raise RunError(
             f"{folder.path}: found other weights in the model {name!r} than those that the circuit was found in; expected the "

@@ -19,6 +19,7 @@ from circuitsieve.errors import ModelError
 from circuitsieve.evaluation.controls import matched_random
 from circuitsieve.evaluation.metrics import Summary, run_anchors, run_circuit, summarise
 from circuitsieve.instrument import Subject, frozen
+from circuitsieve.screening import check_fit
 from circuitsieve.vocabulary import Granularity, SiteKind
 
 Progress = Callable[[str, int, int], None]
@@ -80,10 +81,12 @@ def evaluate(
     Raises:
         UnsupportedModel: the model's family is not supported.
         ModelError: the circuit is one of a model with other nodes.
+        DataError: the model cannot read a pair.
     """
     subject = Subject.of(model)
     if subject.space != circuit.space:
         raise ModelError(f"model: found the nodes {subject.space}, expected those of the circuit, {circuit.space}")
+    check_fit(subject.model, (*test, *validation))
     report = progress or (lambda *_: None)
     total = 3 + bool(validation) + config.random_circuits
     with frozen(model):

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from circuitsieve.datacheck import CheckedPair, DataReport
     from circuitsieve.selfcheck import CheckResult
 
 _CONTROLS = {"full": "full", "empty": "empty", "complement": "complement", "random": "random"}
@@ -22,6 +23,39 @@ _METRICS = {
     "prob_diff": ("prob difference", 3),
     "faithfulness": ("faithfulness", 3),
 }
+
+
+def data_view(report: "DataReport", shown: int) -> RenderableType:
+    """How many pairs are usable, why others are not, what the full model does, and the words of the first few."""
+    table = Table(title="Pairs", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("")
+    table.add_column("pairs", justify="right")
+    for split, count in report.usable.items():
+        table.add_row(f"usable, {split}", f"{count:,}")
+    for reason, count in report.reasons.items():
+        table.add_row(Text(f"dropped: {reason}"), f"{count:,}")
+    parts: list[RenderableType] = [table]
+    if report.screening is not None:
+        full, empty = report.screening.full, report.screening.empty
+        parts.append(f"full model: accuracy {full:.3f} on clean prompts, {empty:.3f} on corrupted ones")
+    usable = [checked for checked in report.pairs if checked.reason is None][:shown]
+    dropped = [checked for checked in report.pairs if checked.reason is not None][:shown]
+    return Group(*parts, *(_words_table(checked) for checked in (*usable, *dropped)))
+
+
+def _words_table(checked: "CheckedPair") -> Table:
+    """A pair word by word; a word whose tokens do not align is marked."""
+    title = Text(f"{checked.split}: {'usable' if checked.reason is None else checked.reason}")
+    answers = f"answers {', '.join(map(repr, checked.pair.answers))}; wrong {', '.join(map(repr, checked.pair.wrong_answers))}"
+    table = Table(title=title, caption=Text(answers), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    for heading in ("clean", "corrupted", ""):
+        table.add_column(heading)
+    for word in checked.words:
+        clean, corrupted = ("·".join(piece.strip() for piece in pieces) for pieces in word)
+        table.add_row(
+            Text(clean), Text(corrupted), "" if word.aligned else f"{len(word.clean)} and {len(word.corrupted)} tokens"
+        )
+    return table
 
 
 def size_table(summary: Mapping[str, Any]) -> Table:

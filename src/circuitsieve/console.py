@@ -1,0 +1,65 @@
+"""What the command line prints, and how it fails: tables or one JSON document on stdout, one line on stderr."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from cyclopts import CycloptsError
+from rich.console import Console
+from rich.text import Text
+
+from circuitsieve.errors import CircuitsieveError, RunError
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """One document on stdout."""
+    print(json.dumps(document, indent=2))  # noqa: T201
+
+
+def print_run(summary: Mapping[str, Any], card: Mapping[str, Any] | None, path: str, as_json: bool) -> None:
+    """The tables of a run and where it lies; as JSON, its card alone."""
+    if as_json:
+        print_json(card or {})
+        return
+    from circuitsieve.report.terminal import run_view
+
+    console = Console()
+    console.print(run_view(summary, card))
+    console.print(Text(f"Run folder: {path}"), soft_wrap=True)
+
+
+@contextmanager
+def damage_named(run: str) -> Iterator[None]:
+    """What a run's JSON files should hold and do not is the fault of the files."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise RunError(
+            f"{run}: found circuit.json or card.json damaged ({type(error).__name__}: {error}), expected the files of a run"
+        ) from error
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what a user can cause into one line on stderr and exit status 2."""
+    try:
+        yield
+    except (CircuitsieveError, CycloptsError) as error:
+        message = " ".join(str(error).split())
+        print(f"circuitsieve: {message}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("circuitsieve: interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+
+
+def set_up_libraries() -> None:
+    """What they read when they are first imported: no bars and advice between ours; threads that wait spin only briefly,
+    because on a shared machine spinning costs most of the speed."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
