@@ -1,9 +1,12 @@
-"""The main job over several seeds: what the README quotes.
+"""The main job on any tasks, over several seeds: what the README and docs/tasks.md quote.
 
-    python benchmarks/main_job.py --model smollm2 --max-kl 0.16 --seeds 0 1 2 --out benchmarks/results/smollm2-ioi.json
+    python benchmarks/main_job.py --model smollm2 --max-kl 0.16 --out benchmarks/results/smollm2-ioi.json
+    python benchmarks/main_job.py --model smollm2 --tasks gender_pronoun greater_than agreement capitals docstring \\
+        --min-faithfulness 0.9 --out benchmarks/results/smollm2-tasks.json --markdown docs/tasks.md
 
-The seed draws the pairs, the gates, their noise and the order of the batches. Prints a table, writes JSON with the machine,
-the versions and the command. Run folders lie under --runs.
+The seed draws the pairs, the gates, their noise and the order of the batches. Prints a table for each task (median, lowest
+and highest over seeds), writes JSON with the machine, the versions and the command. Run folders lie under --runs. A run that
+was finished before by the same command is not made again.
 """
 
 import argparse
@@ -13,7 +16,12 @@ import platform
 import shlex
 import statistics
 import sys
+from importlib.metadata import version
 from pathlib import Path
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # all three are read when the libraries are first imported
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from rich.console import Console
 from rich.table import Table
@@ -27,42 +35,50 @@ ROWS = {
     "size": "size",
     "parameters kept": "parameters.kept",
     "heads kept": "kept.head.kept",
+    "head dims kept": "kept.head_dim.kept",
     "MLP neurons kept": "kept.mlp_neuron.kept",
     "test KL": "test.kl",
     "validation KL": "validation.kl",
     "test accuracy": "test.accuracy",
+    "full model's accuracy": "full.accuracy",
     "test exact match": "test.exact_match",
     "test faithfulness": "test.faithfulness",
     "complement KL": "complement.kl",
     "complement accuracy": "complement.accuracy",
     "random KL": "random.kl",
     "random accuracy": "random.accuracy",
+    "random faithfulness": "random.faithfulness",
     "empty KL": "empty.kl",
+    "empty accuracy": "empty.accuracy",
     "budget met": "budget_met",
     "seconds, card included": "seconds",
     "peak memory, bytes": "peak_memory_bytes",
 }
+Results = dict[str, float]
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--task", default="ioi")
-    parser.add_argument("--max-kl", type=float, default=0.1)
+    parser.add_argument("--tasks", nargs="+", default=["ioi"])
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--max-kl", type=float)
+    budget.add_argument("--min-faithfulness", type=float)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/main_job"))
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--markdown", type=Path, help="also write the tables here")
     return parser.parse_args()
 
 
-def one_run(options: argparse.Namespace, seed: int) -> dict[str, float]:
-    """One discovery with its card."""
+def one_run(options: argparse.Namespace, task: str, seed: int) -> Results:
+    """One discovery with its card; peak memory is that of the whole process so far."""
     job = Job(
         model=options.model,
-        task=options.task,
-        out=str(options.runs / f"{options.model}-{options.task}-{seed}"),
-        config=DiscoveryConfig(max_kl=options.max_kl, seed=seed),
+        task=task,
+        out=str(options.runs / f"{Path(options.model).name}-{task}-{seed}"),
+        config=DiscoveryConfig(max_kl=options.max_kl, min_faithfulness=options.min_faithfulness, seed=seed),
         data=TaskOptions(seed=seed),
         overwrite=True,
     )
@@ -73,23 +89,62 @@ def one_run(options: argparse.Namespace, seed: int) -> dict[str, float]:
     return {row: finished.card[path] for row, path in ROWS.items()}
 
 
-def main() -> None:
-    """Run every seed, print the table, write the results."""
-    options = arguments()
-    runs = {seed: one_run(options, seed) for seed in options.seeds}
-    table = Table(title=f"{options.model}, {options.task}, max KL {options.max_kl}", title_justify="left")
-    for heading in ("", "median", "lowest", "highest"):
-        table.add_column(heading, justify="right")
+def summary(runs: dict[str, Results]) -> list[tuple[str, ...]]:
+    """One line a figure: median, lowest and highest over the seeds."""
+    lines = []
     for row in ROWS:
-        values = [result[row] for result in runs.values()]
-        table.add_row(row, *(f"{value:,.4g}" for value in (statistics.median(values), min(values), max(values))))
-    Console().print(table)
-    results = {
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": {"cpus": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()},
-        "runs": {str(seed): result for seed, result in runs.items()},
-    }
-    options.out.write_text(json.dumps(results, indent=2) + "\n")
+        values = [result[row] for result in runs.values() if result[row] is not None]
+        figures = (statistics.median(values), min(values), max(values)) if values else ()
+        lines.append((row, *(f"{value:,.4g}" for value in figures)))
+    return lines
+
+
+def title(options: argparse.Namespace, task: str) -> str:
+    """What was asked for."""
+    budget = f"max KL {options.max_kl}" if options.max_kl else f"min faithfulness {options.min_faithfulness}"
+    return f"{options.model}, {task}, {budget}, {len(options.seeds)} seeds"
+
+
+def markdown(options: argparse.Namespace, found: dict[str, dict[str, Results]], command: str) -> str:
+    """The tables as a page of documentation."""
+    page = [f"# Tasks\n\nWritten by `{command}`; medians over seeds, with the lowest and the highest.\n"]
+    for task, runs in found.items():
+        page.append(f"## {title(options, task)}\n\n| | median | lowest | highest |\n| --- | ---: | ---: | ---: |")
+        page += ["| " + " | ".join(line) + " |" for line in summary(runs)]
+        page.append("")
+    return "\n".join(page)
+
+
+def main() -> None:
+    """Run every task and seed, print the tables, write the results after each run."""
+    options = arguments()
+    command = shlex.join(["python", *sys.argv])
+    earlier = json.loads(options.out.read_text()) if options.out.exists() else {}
+    found: dict[str, dict[str, Results]] = earlier["tasks"] if earlier.get("command") == command else {}
+    for task in options.tasks:
+        for seed in options.seeds:
+            runs = found.setdefault(task, {})
+            if str(seed) not in runs:
+                runs[str(seed)] = one_run(options, task, seed)
+            results = {
+                "command": command,
+                "machine": {
+                    "cpus": os.cpu_count(),
+                    "processor": platform.machine(),
+                    "python": platform.python_version(),
+                },
+                "versions": {name: version(name) for name in ("circuitsieve", "torch", "transformers")},
+                "tasks": found,
+            }
+            options.out.write_text(json.dumps(results, indent=2) + "\n")
+        table = Table(title=title(options, task), title_justify="left")
+        for heading in ("", "median", "lowest", "highest"):
+            table.add_column(heading, justify="right")
+        for line in summary(found[task]):
+            table.add_row(*line)
+        Console().print(table)
+    if options.markdown is not None:
+        options.markdown.write_text(markdown(options, found, command))
 
 
 if __name__ == "__main__":

@@ -3,17 +3,23 @@
 import copy
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from circuitsieve import ablations
+from circuitsieve.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Example, Pairs
+from circuitsieve.data import Example, Pairs, batches
 from circuitsieve.discovery import NOISE_FALLS, Discovery, discover, learning_rate, noise_scale
+from circuitsieve.errors import DataError
 from circuitsieve.evaluation import evaluate
+from circuitsieve.instrument import Subject
 from circuitsieve.pairs import Pair
-from circuitsieve.vocabulary import Granularity
+from circuitsieve.problem import Problem, training_dtype
+from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 
 HEADS = {(0, 1), (1, 2)}
 NEURONS = {(0, 3), (0, 17), (1, 8)}
@@ -155,3 +161,57 @@ def test_schedules() -> None:
     half_way = (full_noise_for + fallen_by) // 2
     scales = [noise_scale(config, step) for step in (0, full_noise_for, half_way, fallen_by, 100)]
     assert scales == pytest.approx([1, 1, (1 + config.final_noise) / 2, config.final_noise, config.final_noise])
+
+
+@pytest.mark.parametrize("wanted", ["model", "bfloat16"])
+def test_training_in_bfloat16_finds_the_same_and_is_judged_in_the_models_own(
+    planted: GPT2LMHeadModel, wanted: str
+) -> None:
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(training_dtype=wanted))
+    expected = torch.float32 if wanted == "model" else torch.bfloat16
+    assert problem.train.subject.model.dtype == expected
+    assert problem.validation.subject.model is planted
+    found = discover(planted, PAIRS, CONFIG.replaced(training_dtype=wanted))
+    assert kept(found, Granularity.HEAD) == HEADS
+    assert kept(found, Granularity.MLP_NEURON) == NEURONS
+    card = evaluate(planted, found.circuit, PAIRS.validation)
+    assert card["test.kl"] == pytest.approx(float(found.check.signals.kl), rel=1e-3)
+
+
+def test_auto_leaves_small_models_as_they_are(planted: GPT2LMHeadModel) -> None:
+    assert training_dtype(Subject.of(planted), CONFIG) is None
+
+
+def test_faithfulness_that_cannot_be_measured_is_refused(planted: GPT2LMHeadModel) -> None:
+    same = tuple(replace(example, corrupted=example.clean) for example in PAIRS.train)
+    with pytest.raises(DataError, match="same mean logit difference with everything ablated"):
+        discover(planted, Pairs(same, same, same), DiscoveryConfig(min_faithfulness=0.9))
+
+
+def test_tokens_outside_the_vocabulary_are_refused_before_the_search(planted: GPT2LMHeadModel) -> None:
+    wrong = tuple(replace(example, clean=(VOCABULARY, *example.clean[1:])) for example in PAIRS.train)
+    with pytest.raises(DataError, match=f"found the token id {VOCABULARY}"):
+        discover(planted, Pairs(PAIRS.train, wrong, PAIRS.test), CONFIG)
+    circuit = Circuit.from_nodes(Subject.of(planted).space, ["embed"])
+    with pytest.raises(DataError, match=f"found the token id {VOCABULARY}"):
+        evaluate(planted, circuit, wrong)
+
+
+def test_learned_constants_are_better_than_means_and_go_with_the_circuit(planted: GPT2LMHeadModel) -> None:
+    config = CONFIG.replaced(ablation="optimal", max_kl=0.05)
+    found = discover(planted, PAIRS, config)
+    assert found.circuit.constants is not None
+    means = ablations.constants(Subject.of(planted), batches(PAIRS.train, 16), Ablation.MEAN)
+    assert means is not None
+    reads = [site for site in means if site.kind in (SiteKind.ATTN_READ, SiteKind.MLP_READ)]
+    assert any(not torch.equal(found.circuit.constants[site], means[site]) for site in reads)
+    card = evaluate(planted, found.circuit, PAIRS.validation)
+    assert card["test.kl"] == pytest.approx(float(found.check.signals.kl), rel=1e-3)
+    few = [f"L{layer}.head.{head}" for layer, head in HEADS]
+    learned, mean = (
+        evaluate(
+            planted, Circuit.from_nodes(found.circuit.space, few, ablation=ablation, constants=constants), PAIRS.test
+        )
+        for ablation, constants in ((Ablation.OPTIMAL, found.circuit.constants), (Ablation.MEAN, means))
+    )
+    assert learned["test.kl"] < mean["test.kl"]

@@ -46,7 +46,7 @@ def test_masks_and_their_circuits_run(family: str, search: str, ablation: Ablati
     searched = SEARCHES[search]
     config = DiscoveryConfig(granularities=tuple(map(str, searched)), ablation=str(ablation))
     problem = Problem.of(shared(family), PAIRS, config)
-    batch = problem.validation[0]
+    batch = problem.validation.batches[0]
     full = answer_logits(problem.subject, batch.clean, batch.positions)
     for seed in range(4):
         drawn = {g: mask for g, mask in random_masks(problem.space, seed).items() if g in searched}
@@ -61,5 +61,5 @@ def test_masks_and_their_circuits_run(family: str, search: str, ablation: Ablati
         divergence = torch.nn.functional.kl_div(
             expected.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="batchmean"
         )
-        found = problem.validate(problem.circuit(drawn), [batch]).kl
+        found = problem.validation.measure(problem.circuit(drawn), [batch]).kl
         torch.testing.assert_close(found, divergence, rtol=1e-3, atol=1e-5)

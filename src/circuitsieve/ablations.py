@@ -7,12 +7,12 @@ computed once, from corrupted training prompts.
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuitsieve.data import Example, PairBatch
 from circuitsieve.instrument import Subject, answer_logits, masked, record
@@ -51,7 +51,7 @@ class References:
             kinds: the sites at which baselines will be needed.
             memory_bytes: how much may be kept between calls.
         """
-        self.subject, self.ablation, self.constants = subject, ablation, constants
+        self.subject, self.ablation, self.constants, self.kinds = subject, ablation, constants, tuple(kinds)
         self.sites = [site for site in subject.architecture.sites() if site.kind in kinds]
         self.memory_bytes = memory_bytes
         self._kept: dict[PairBatch, Reference] = {}
@@ -65,6 +65,12 @@ class References:
             reference = self._run(batch, full) if self.ablation.is_run else self._constant(batch, full)
         self._keep(batch, reference)
         return reference
+
+    def with_constants(self, constants: Activations | None) -> "References":
+        """The same with other constants, and nothing kept yet."""
+        return References(
+            self.subject, self.ablation, constants=constants, kinds=self.kinds, memory_bytes=self.memory_bytes
+        )
 
     def _run(self, batch: PairBatch, full: Tensor) -> Reference:
         with record(self.subject, self.sites) as baselines:
@@ -91,6 +97,37 @@ class References:
         if needed <= self.memory_bytes:
             self.memory_bytes -= needed
             self._kept[batch] = reference
+
+
+class OptimalConstants(nn.Module):
+    """A learned constant per unit (Li and Janson 2024, "optimal ablation"), for the sites that masks will mix.
+
+    What is learned is the offset from the mean in units of the site's own size, so that one learning rate fits all sites.
+    """
+
+    def __init__(self, means: Activations, kinds: Collection[SiteKind]) -> None:
+        """Start at the means; sites of other kinds keep them."""
+        super().__init__()
+        self.means = means
+        self.offsets = nn.ParameterDict(
+            {_key(site): torch.zeros_like(mean) for site, mean in means.items() if site.kind in kinds}
+        )
+        self.scales = {site: mean.square().mean().sqrt().clamp_min(1e-6) for site, mean in means.items()}
+
+    def forward(self) -> Activations:
+        """The constants, differentiable in the offsets: [n] per site."""
+        return {
+            site: mean + self.scales[site] * self.offsets[_key(site)] if _key(site) in self.offsets else mean
+            for site, mean in self.means.items()
+        }
+
+    def now(self) -> Activations:
+        """The constants as they are, apart from what is learned on."""
+        return {site: constant.detach().clone() for site, constant in self().items()}
+
+
+def _key(site: Site) -> str:
+    return f"{site.kind}-{site.layer}"  # the name of a parameter must not hold a dot
 
 
 def _at_positions(constant: Tensor, tokens: int) -> Tensor:
@@ -126,6 +163,7 @@ def constants(subject: Subject, batches: Iterable[PairBatch], ablation: Ablation
 
     `mean`: [n], over all tokens of the corrupted prompts, padding excluded. `mean_positional`: [positions + 1, n], over
     the prompts that reach a position; the last row is the mean over all positions, for longer prompts. `zero`: [1].
+    `optimal`: the mean, where learning starts.
     """
     if ablation.is_run:
         return None
@@ -145,7 +183,7 @@ def constants(subject: Subject, batches: Iterable[PairBatch], ablation: Ablation
             total = torch.where(real[..., None].to(activation.device), activation.double(), 0.0).sum(0)
             sums.setdefault(site, total.new_zeros(positions, total.shape[1]))[: len(total)] += total
     means = {site: total.sum(0) / tokens.sum().to(total) for site, total in sums.items()}
-    if ablation is Ablation.MEAN:
+    if ablation is not Ablation.MEAN_POSITIONAL:
         return {site: mean.float() for site, mean in means.items()}
     return {
         site: torch.cat([total / tokens.to(total)[:, None], means[site][None]]).float() for site, total in sums.items()

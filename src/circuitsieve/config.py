@@ -20,6 +20,7 @@ _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
 """Prices that are not 0.5: `size` counts these units, and the mean over so many of them moves little per unit."""
 CHARGES = ("open", "all")
 SCHEDULES = ("constant", "linear", "cosine")
+TRAINING_DTYPES = ("auto", "model", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ class DiscoveryConfig:
     hinge: float | None = None
     """Adds how far the logit difference falls short of this margin to the objective."""
 
-    steps: int = 600
+    steps: int = 800
     """Optimiser steps."""
 
-    batch_size: int = 8
+    batch_size: int = 16
     """Pairs per step."""
 
     lr: float = 0.3
@@ -89,6 +90,10 @@ class DiscoveryConfig:
 
     seed: int = 0
     """Seeds the gates, their noise and the order of the batches."""
+
+    training_dtype: str = "auto"
+    """What training computes in: model (as it was loaded), bfloat16 or auto (bfloat16 for a float32 model of 20 million
+    parameters or more, where the device computes in it). Circuits are always chosen and judged in the model's own."""
 
     memory_gb: float = 6.0
     """How many gigabytes of corrupted activations are kept between steps; what exceeds it is recomputed."""
@@ -121,6 +126,7 @@ class DiscoveryConfig:
             ("sampling", [str(s) for s in Sampling]),
             ("charge", list(CHARGES)),
             ("lr_schedule", list(SCHEDULES)),
+            ("training_dtype", list(TRAINING_DTYPES)),
         ):
             if getattr(self, setting) not in words:
                 raise ConfigError(one_of(setting, str(getattr(self, setting)), words))

@@ -88,7 +88,7 @@ class PressureController:
     """How many steps the run has."""
     start: float = 1.0
     """The first pressure."""
-    slack: float = 2.0
+    slack: float = 1.5
     """The load that is allowed at the start; it tightens geometrically to 1 over the first part of the run. Gates that are
     closed early on little evidence can come back while the pressure falls."""
     tightening: float = 0.8

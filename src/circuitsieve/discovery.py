@@ -21,22 +21,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from circuitsieve.ablations import OptimalConstants
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.control import PressureController, Signals
 from circuitsieve.data import PairBatch, Pairs
 from circuitsieve.errors import ModelError
 from circuitsieve.gates import HardConcrete
-from circuitsieve.instrument import Subject, frozen
+from circuitsieve.instrument import Subject, frozen, quick_attention
 from circuitsieve.objective import hinge, logit_difference
 from circuitsieve.problem import Problem
 from circuitsieve.provenance import describe_model, describe_pairs, records
 from circuitsieve.runs import RunFolder
 from circuitsieve.selection import Check, Checks, final_cut
-from circuitsieve.vocabulary import Sampling
+from circuitsieve.vocabulary import Ablation, Sampling
 
 ADAM_BETAS = (0.9, 0.98)
 """The second moment must follow gradients that shrink by orders of magnitude while a gate closes."""
+CONSTANTS_LR = 0.02
+"""Learning rate of the constants of the optimal ablation, in units of their site's size."""
 NOISE_FALLS = (0.3, 0.7)
 """The shares of the run between which the sampling noise falls."""
 ADAM_EPS = 1e-15
@@ -114,13 +117,14 @@ def discover(
     Raises:
         UnsupportedModel: the model's family is not supported.
         HookNotFired: the model does not run a module that the table names.
+        DataError: the model cannot read a pair, or a faithfulness is asked for that means nothing on these pairs.
     """
     with frozen(model):
         subject = Subject.of(model)
         problem = Problem.of(subject, pairs, config)
         training = _Training(problem, on_step or (lambda _: None))
         interrupted = training.run()
-        check = final_cut(problem, training.ranking(), training.checks.best, quick=interrupted)
+        check = final_cut(training.problem_now(), training.ranking(), training.checks.best, quick=interrupted)
     return Discovery(
         circuit=check.circuit,
         ranking=check.ranking,
@@ -147,6 +151,10 @@ class _Training:
             device=problem.subject.device,
         )
         self.optimizer = torch.optim.Adam(self.gates.parameters(), lr=config.lr, betas=ADAM_BETAS, eps=ADAM_EPS)
+        self.constants: OptimalConstants | None = None
+        if problem.ablation is Ablation.OPTIMAL and problem.constants is not None:
+            self.constants = OptimalConstants(problem.constants, problem.train.references.kinds)
+            self.constants_optimizer = torch.optim.Adam(self.constants.parameters(), lr=CONSTANTS_LR)
         self.controller = PressureController(problem.budget, config.steps)
         self.control = self.controller.initial(problem.subject.device)
         self.checks = Checks(problem)
@@ -156,6 +164,10 @@ class _Training:
         """The ranking that the gates hold now."""
         return Ranking(self.problem.space, self.gates.ranking())
 
+    def problem_now(self) -> Problem:
+        """The problem with the constants learned so far, where any are learned."""
+        return self.problem if self.constants is None else self.problem.with_constants(self.constants.now())
+
     def run(self) -> bool:
         """Train to the end; True if the user interrupted it."""
         start = time.monotonic()
@@ -164,7 +176,7 @@ class _Training:
                 measured = self._step(step, batch)
                 entry = {"step": step, "seconds": time.monotonic() - start, **_numbers(measured, step)}
                 if self.checks.due(step):
-                    check = self.checks.run(step, self.ranking())
+                    check = self.checks.run(self.problem_now(), step, self.ranking())
                     self.control = self.controller.checked(check.signals, self.control)
                     entry |= {"validation_kl": float(check.signals.kl), "size": check.circuit.size}
                 self.history.append(entry)
@@ -178,16 +190,21 @@ class _Training:
             group["lr"] = learning_rate(self.config, step)
         noise = noise_scale(self.config, step)
         masks = self.gates.draw(step, noise)
-        logits = self.problem.logits(masks, batch)
-        signals = self.problem.signals(logits, batch)
+        with quick_attention(self.problem.train.subject, batch.clean.shape[1]):
+            logits = self.problem.logits(masks, batch, None if self.constants is None else self.constants())
+            signals = self.problem.train.signals(logits, batch)
         loss = signals.kl
         if self.config.hinge is not None:
             loss = loss + hinge(logit_difference(logits, batch.targets), self.config.hinge).mean()
         penalty, pressure = self.gates.penalty(self.problem.prices(masks)), self._pressure(step)
         self.optimizer.zero_grad()
+        if self.constants is not None:
+            self.constants_optimizer.zero_grad()
         torch.autograd.backward(loss + pressure * penalty)
         torch.nn.utils.clip_grad_norm_(self.gates.parameters(), self.config.clip)
         self.optimizer.step()
+        if self.constants is not None:
+            self.constants_optimizer.step()
         if self.gates.sampling is Sampling.HARD:
             self.gates.keep_reversible()
         measured = Signals(*(signal.detach() for signal in signals))

@@ -4,8 +4,8 @@ What training and selection share. Nothing here learns.
 """
 
 import random
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -17,11 +17,61 @@ from circuitsieve.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.control import Budget, Signals
 from circuitsieve.data import PairBatch, Pairs, batches
+from circuitsieve.errors import DataError
 from circuitsieve.instrument import Subject, answer_logits, masked
 from circuitsieve.masks import BoolMasks, Masks
-from circuitsieve.nodes import COMPOSITION, Activations, NodeSpace
+from circuitsieve.nodes import COMPOSITION, Activations, NodeSpace, SiteMasks
 from circuitsieve.objective import kl, log_probs, logit_difference
+from circuitsieve.screening import check_fit
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
+
+SMALLEST_EFFECT = 1e-3
+"""Logits: a full model nearer than this to the empty circuit leaves no faithfulness to ask for."""
+LARGE = 20_000_000
+"""Parameters: a smaller model gains nothing from a lower precision."""
+VALIDATION_MEMORY = 0.25
+"""The share of the memory for references that validation pairs get."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Pairs in batches, the model that they run on, and what they are measured against."""
+
+    subject: Subject
+    references: References
+    batches: Sequence[PairBatch]
+
+    def logits(
+        self, site_masks: SiteMasks, batch: PairBatch, baselines: Activations | None = None
+    ) -> Float[Tensor, "batch vocab"]:
+        """Answer logits of the clean prompts with the baselines mixed in: those of the batch's reference, or others."""
+        with masked(self.subject, site_masks, self.references(batch).baselines if baselines is None else baselines):
+            return answer_logits(self.subject, batch.clean, batch.positions)
+
+    def signals(self, logits: Float[Tensor, "batch vocab"], batch: PairBatch) -> Signals:
+        """What the budget looks at, from one batch of answer logits."""
+        reference = self.references(batch)
+        circuit, full, empty = (
+            logit_difference(values, batch.targets) for values in (logits, reference.full, reference.empty)
+        )
+        candidates = batch.targets.candidates
+        return Signals(
+            kl=kl(log_probs(reference.full, candidates), log_probs(logits, candidates)).mean(),
+            gained=(circuit - empty).mean(),
+            reachable=(full - empty).mean(),
+            accuracy_drop=((full > 0).float() - (circuit > 0).float()).mean(),
+        )
+
+    @torch.no_grad()
+    def measure(self, circuit: Circuit, batches: Sequence[PairBatch] | None = None) -> Signals:
+        """The signals of a circuit over all pairs, or those of some batches."""
+        weighted: list[Tensor] = []
+        pairs = 0
+        for batch in self.batches if batches is None else batches:
+            signals = self.signals(self.logits(circuit.site_masks(), batch), batch)
+            weighted.append(torch.stack(signals) * len(batch))
+            pairs += len(batch)
+        return Signals(*(torch.stack(weighted).sum(0) / pairs).unbind())
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,31 +79,54 @@ class Problem:
     """Everything that stays the same while masks are learned."""
 
     subject: Subject
+    """The model as it was given: validation runs on it."""
     config: DiscoveryConfig
-    train: list[PairBatch]
-    validation: list[PairBatch]
-    references: References
+    train: Bench
+    """Its model may be a copy of lower precision."""
+    validation: Bench
     constants: Activations | None
 
     @classmethod
     def of(cls, subject: Subject, pairs: Pairs, config: DiscoveryConfig) -> "Problem":
-        """Prepare a discovery. Batches are formed once; references are computed when first needed."""
+        """Prepare a discovery. Batches are formed once; references are computed when first needed.
+
+        Raises:
+            DataError: the model cannot read a pair, or asking for a faithfulness means nothing on these pairs.
+        """
         ablation = Ablation(config.ablation)
-
-        def prepared(split: str) -> list[PairBatch]:
-            examples = ablations.with_counterfactuals(pairs.split(split), ablation, config.seed)
-            return batches(examples, config.batch_size, device=subject.device, seed=config.seed)
-
-        train = prepared("train")
-        constants = ablations.constants(subject, train, ablation)
-        references = References(
-            subject,
-            ablation,
-            constants=constants,
-            kinds=_kinds(subject.space, config),
-            memory_bytes=int(config.memory_gb * 2**30),
+        check_fit(subject.model, (*pairs.train, *pairs.validation))
+        train, validation = (
+            batches(
+                ablations.with_counterfactuals(pairs.split(split), ablation, config.seed),
+                config.batch_size,
+                device=subject.device,
+                seed=config.seed,
+            )
+            for split in ("train", "validation")
         )
-        return cls(subject, config, train, prepared("validation"), references, constants)
+        constants = ablations.constants(subject, train, ablation)
+
+        def bench(on: Subject, split: list[PairBatch], share: float) -> Bench:
+            references = References(
+                on,
+                ablation,
+                constants=constants,
+                kinds=_kinds(subject.space, config),
+                memory_bytes=int(share * config.memory_gb * 2**30),
+            )
+            return Bench(on, references, split)
+
+        learner = subject if (dtype := training_dtype(subject, config)) is None else subject.in_dtype(dtype)
+        problem = cls(
+            subject,
+            config,
+            bench(learner, train, 1 - VALIDATION_MEMORY),
+            bench(subject, validation, VALIDATION_MEMORY),
+            constants,
+        )
+        if config.min_faithfulness is not None:
+            problem._require_effect()
+        return problem
 
     @property
     def space(self) -> NodeSpace:
@@ -63,7 +136,7 @@ class Problem:
     @property
     def ablation(self) -> Ablation:
         """What ablated units are replaced by."""
-        return self.references.ablation
+        return Ablation(self.config.ablation)
 
     @property
     def granularities(self) -> tuple[Granularity, ...]:
@@ -97,45 +170,56 @@ class Problem:
         queue: list[PairBatch] = []
         for _ in range(self.config.steps):
             if not queue:
-                queue = list(self.train)
+                queue = list(self.train.batches)
                 generator.shuffle(queue)
             yield queue.pop()
 
-    def logits(self, masks: Masks, batch: PairBatch) -> Float[Tensor, "batch vocab"]:
-        """Answer logits of the clean prompts under masks of the searched granularities."""
-        site_masks = self.space.fold(self.space.compose(masks), self.ablation)
-        with masked(self.subject, site_masks, self.references(batch).baselines):
-            return answer_logits(self.subject, batch.clean, batch.positions)
+    def logits(
+        self, masks: Masks, batch: PairBatch, baselines: Activations | None = None
+    ) -> Float[Tensor, "batch vocab"]:
+        """Answer logits of clean training prompts under masks of the searched granularities."""
+        return self.train.logits(self.space.fold(self.space.compose(masks), self.ablation), batch, baselines)
+
+    def with_constants(self, constants: Activations | None) -> "Problem":
+        """The same problem with other constants, for validation and for the circuits to come."""
+        if constants is self.constants:
+            return self
+        references = self.validation.references.with_constants(constants)
+        return replace(self, constants=constants, validation=replace(self.validation, references=references))
 
     def circuit(self, masks: BoolMasks) -> Circuit:
         """The circuit of boolean masks."""
         return Circuit(self.space, masks, self.ablation, self.constants)
 
-    def signals(self, logits: Float[Tensor, "batch vocab"], batch: PairBatch) -> Signals:
-        """What the budget looks at, from one batch of answer logits."""
-        reference = self.references(batch)
-        circuit, full, empty = (
-            logit_difference(values, batch.targets) for values in (logits, reference.full, reference.empty)
-        )
-        candidates = batch.targets.candidates
-        return Signals(
-            kl=kl(log_probs(reference.full, candidates), log_probs(logits, candidates)).mean(),
-            gained=(circuit - empty).mean(),
-            reachable=(full - empty).mean(),
-            accuracy_drop=((full > 0).float() - (circuit > 0).float()).mean(),
-        )
+    def _require_effect(self) -> None:
+        """Refuse a budget on the faithfulness where ablating everything changes nothing: it would be 0 / 0."""
+        full = self.validation.measure(self.circuit(self.space.full()))
+        if abs(float(full.reachable)) < SMALLEST_EFFECT:
+            raise DataError(
+                "pairs: found the same mean logit difference with everything ablated as in the full model, expected a "
+                "difference, without which faithfulness means nothing; check the corrupted prompts, or ask for --max-kl"
+            )
 
-    def validate(self, circuit: Circuit, bench: Iterable[PairBatch]) -> Signals:
-        """The signals of a circuit over all pairs of some batches."""
-        weighted: list[Tensor] = []
-        pairs = 0
-        with torch.no_grad():
-            for batch in bench:
-                with masked(self.subject, circuit.site_masks(), self.references(batch).baselines):
-                    logits = answer_logits(self.subject, batch.clean, batch.positions)
-                weighted.append(torch.stack(self.signals(logits, batch)) * len(batch))
-                pairs += len(batch)
-        return Signals(*(torch.stack(weighted).sum(0) / pairs).unbind())
+
+def training_dtype(subject: Subject, config: DiscoveryConfig) -> torch.dtype | None:
+    """The precision of the training passes; None where it is the model's own.
+
+    `auto` is bfloat16 for float32 models that are large enough to gain from it, on devices that compute in it.
+    """
+    parameters = sum(parameter.numel() for parameter in subject.model.parameters())
+    if subject.model.dtype != torch.float32 or config.training_dtype == "model":
+        return None
+    if config.training_dtype == "bfloat16":
+        return torch.bfloat16
+    return torch.bfloat16 if parameters >= LARGE and computes_in_bfloat16(subject.device) else None
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices itself."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _kinds(space: NodeSpace, config: DiscoveryConfig) -> tuple[SiteKind, ...]:

@@ -19,8 +19,10 @@ CHECK_PAIRS = 64
 """A check during the run looks at so many validation pairs, always the same."""
 BRACKET = 1.6
 """The final cut looks for sizes between the size of the cut at 0 divided and multiplied by this."""
-MIN_CUTS = 4
-"""So many cuts are tried at least, however short the run was."""
+CUTS = (4, 7)
+"""So many cuts are tried at least, however short the run was, and at most: each halves what is left of the bracket."""
+MAX_CHECKS = 12
+"""So many checks during a run are enough."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,17 @@ class Check:
         return self.circuit.size < other.circuit.size if self.feasible else self.load < other.load
 
 
-def try_cut(problem: Problem, ranking: Ranking, threshold: float, bench: Sequence[PairBatch], step: int) -> Check:
-    """Cut a ranking and measure the circuit."""
-    return _measure(problem, problem.circuit(ranking.cut(threshold)), ranking, bench, step)
+def try_cut(
+    problem: Problem, ranking: Ranking, threshold: float, step: int, batches: Sequence[PairBatch] | None = None
+) -> Check:
+    """Cut a ranking and measure the circuit on all validation pairs, or those of some batches."""
+    return _measure(problem, problem.circuit(ranking.cut(threshold)), ranking, step, batches)
 
 
-def _measure(problem: Problem, circuit: Circuit, ranking: Ranking, bench: Sequence[PairBatch], step: int) -> Check:
-    signals = problem.validate(circuit, bench)
+def _measure(
+    problem: Problem, circuit: Circuit, ranking: Ranking, step: int, batches: Sequence[PairBatch] | None = None
+) -> Check:
+    signals = problem.validation.measure(circuit, batches)
     load = float(problem.budget.load(signals)) if problem.config.pressure is None else math.nan
     return Check(step, circuit, ranking, signals, load)
 
@@ -73,9 +79,9 @@ class Checks:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         wanted = max(1, CHECK_PAIRS // problem.config.batch_size)
-        stride = max(1, len(problem.validation) // wanted)
-        self.bench = problem.validation[::stride][:wanted]
-        allowed = int(VALIDATION_SHARE * 2 * problem.config.steps / len(self.bench))
+        batches = problem.validation.batches
+        self.batches = batches[:: max(1, len(batches) // wanted)][:wanted]
+        allowed = min(MAX_CHECKS, int(VALIDATION_SHARE * 2 * problem.config.steps / len(self.batches)))
         self.every = math.ceil(problem.config.steps / (allowed + 1))
         self.best: Check | None = None
 
@@ -83,9 +89,9 @@ class Checks:
         """Whether a check follows this step (the last step is followed by the final cut)."""
         return (step + 1) % self.every == 0 and step + 1 < self.problem.config.steps
 
-    def run(self, step: int, ranking: Ranking) -> Check:
+    def run(self, problem: Problem, step: int, ranking: Ranking) -> Check:
         """Cut the ranking at 0 and measure it on the check pairs."""
-        check = try_cut(self.problem, ranking, 0.0, self.bench, step)
+        check = try_cut(problem, ranking, 0.0, step, self.batches)
         if check.better_than(self.best):
             self.best = check
         return check
@@ -98,21 +104,22 @@ def final_cut(problem: Problem, ranking: Ranking, best: Check | None, *, quick: 
     when `quick`, the ranking is cut at 0.
     """
     steps = problem.config.steps
-    chosen = try_cut(problem, ranking, 0.0, problem.validation, steps)
+    chosen = try_cut(problem, ranking, 0.0, steps)
     if problem.config.pressure is not None or quick:
         return chosen
     low, high = chosen.circuit.size / BRACKET, min(1.0, chosen.circuit.size * BRACKET)
     low, high = (low, chosen.circuit.size) if chosen.feasible else (chosen.circuit.size, high)
-    for _ in range(max(MIN_CUTS, int(VALIDATION_SHARE * 2 * steps / len(problem.validation))) - 1):
+    fewest, most = CUTS
+    for _ in range(min(most, max(fewest, int(VALIDATION_SHARE * 2 * steps / len(problem.validation.batches)))) - 1):
         if low <= 0:
             break
         size = math.sqrt(low * high)
-        check = try_cut(problem, ranking, ranking.threshold_at(size), problem.validation, steps)
+        check = try_cut(problem, ranking, ranking.threshold_at(size), steps)
         low, high = (low, size) if check.feasible else (size, high)
         if check.better_than(chosen):
             chosen = check
     if best is not None and best.feasible and (best.circuit.size < chosen.circuit.size or not chosen.feasible):
-        again = _measure(problem, best.circuit, best.ranking, problem.validation, best.step)
+        again = _measure(problem.with_constants(best.circuit.constants), best.circuit, best.ranking, best.step)
         if again.better_than(chosen):
             chosen = again
     return chosen

@@ -58,6 +58,8 @@ class Ablation(_Word):
         "the unit's activation on the clean prompt of another pair of equal length, one pair for all sites",
     )
 
+    OPTIMAL = "optimal", "a constant per unit, learned together with the masks (it starts at the mean)"
+
     @property
     def is_run(self) -> bool:
         """Whether the baseline is a forward pass on another prompt (else: constants of the model)."""
