@@ -1,7 +1,7 @@
 """The configuration: round trips, presets, and one sentence for everything that can be wrong with it."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -153,6 +153,19 @@ def test_preset_of_the_paper_holds_its_constants():
     assert config.pressure == pytest.approx(19 / 6)
     assert {config.price(granularity) for granularity in config.granularities} == {1.0}
     assert (config.max_kl, config.min_faithfulness, config.ablation) == (None, None, "corrupted")
+
+
+@pytest.mark.parametrize(
+    ("name", "hinge", "batch_size", "lr", "epochs"),
+    [("paper-ioi", 4.0, 32, 0.03, 500), ("paper-gender-pronoun", 0.1, 64, 0.3, 500), ("paper-greater-than", None, 16, 0.05, 250)],
+)
+def test_presets_of_the_paper_differ_as_its_tasks_do(name, hinge, batch_size, lr, epochs):
+    """Its runs are counted in epochs of 150 to 400 training pairs."""
+    config = load_config(name)
+    assert (config.hinge, config.batch_size, config.lr) == (hinge, batch_size, lr)
+    assert epochs * 150 / batch_size <= config.steps <= epochs * (400 / batch_size + 1)
+    same = {"hinge": 4.0, "batch_size": 32, "lr": 0.03, "steps": 6500}
+    assert replace(config, **same) == load_config("paper-ioi")
 
 
 def test_file_of_settings(tmp_path):

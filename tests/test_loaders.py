@@ -330,7 +330,7 @@ def test_file_is_split_and_folder_is_taken_as_it_is(tmp_path):
 @pytest.mark.parametrize("name", ["nope", "x" * 5000], ids=["unknown", "no possible path"])
 def test_unknown_task(name):
     expected = (
-        r"expected one of .*ioi.*, a \.jsonl file, or a folder with train\.jsonl, validation\.jsonl and test\.jsonl"
+        r"expected one of .*ioi.*, a \.jsonl or \.csv file, a folder with train, validation and test files, or hf: and a data set"
     )
     with pytest.raises(DataError, match=f"^task: found '{name}', {expected}$"):
         load_task(name, word_tokenizer())
@@ -338,7 +338,7 @@ def test_unknown_task(name):
 
 def test_options_are_for_built_in_tasks():
     request = TaskOptions(options={"corruption": "flip"})
-    with pytest.raises(DataError, match=r"task p\.jsonl: found options \(corruption\), which only built-in tasks take"):
+    with pytest.raises(DataError, match=r"task p\.jsonl: found options \(corruption\), which only tasks take"):
         load_task("p.jsonl", word_tokenizer(), request)
     for options, sentence in (
         ({"colour": "red"}, "option of task ioi: found 'colour', expected one of corruption, split_templates"),

@@ -42,7 +42,7 @@ def discover(
     task_option: tuple[str, ...] = (),
     column: tuple[str, ...] = (),
     chat: str | None = None,
-    train_pairs: int = 6144,
+    train_pairs: int = 3072,
     validation_pairs: int = 128,
     test_pairs: int = 192,
     dtype: str = "float32",

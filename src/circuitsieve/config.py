@@ -64,7 +64,7 @@ class DiscoveryConfig:
     hinge: float | None = None
     """Adds how far the logit difference falls short of this margin to the objective."""
 
-    steps: int = 800
+    steps: int = 600
     """Optimiser steps."""
 
     batch_size: int = 16

@@ -27,7 +27,7 @@ _KINDS = (".jsonl", ".csv")
 class TaskOptions:
     """What a task is asked for (files have as many pairs as they have)."""
 
-    train: int = 6144
+    train: int = 3072
     """Training pairs at most; a task may have fewer."""
     validation: int = 128
     test: int = 192

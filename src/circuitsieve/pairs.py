@@ -45,7 +45,7 @@ class TaskRequest:
 
     pieces: Callable[[str], tuple[str, ...]]
     """The texts of the tokens that a text takes in the middle of a sentence: all that a task may know of a tokenizer."""
-    train: int = 6144
+    train: int = 3072
     validation: int = 128
     test: int = 192
     seed: int = 0
