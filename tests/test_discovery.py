@@ -172,6 +172,7 @@ def test_training_in_bfloat16_finds_the_same_and_is_judged_in_the_models_own(
     assert problem.train.subject.model.dtype == expected
     assert problem.validation.subject.model is planted
     found = discover(planted, PAIRS, CONFIG.replaced(training_dtype=wanted))
+    assert found.provenance["model"]["trained_in"] == str(expected).removeprefix("torch.")
     assert kept(found, Granularity.HEAD) == HEADS
     assert kept(found, Granularity.MLP_NEURON) == NEURONS
     card = evaluate(planted, found.circuit, PAIRS.validation)

@@ -29,7 +29,7 @@ def test_the_model_does_the_task_and_only_on_clean_prompts(smollm2: LoadedModel)
     pairs = load_task("ioi", smollm2.tokenizer, TaskOptions(train=8, validation=48, test=8))
     assert not pairs.dropped
     screened = screen(smollm2.model, pairs)
-    assert screened.full >= 0.97
+    assert screened.full >= 0.95
     assert screened.empty < 0.75
 
 

@@ -125,6 +125,8 @@ def discover(
         training = _Training(problem, on_step or (lambda _: None))
         interrupted = training.run()
         check = final_cut(training.problem_now(), training.ranking(), training.checks.best, quick=interrupted)
+    provenance = describe_model(subject.model)
+    provenance["model"]["trained_in"] = str(problem.train.subject.model.dtype).removeprefix("torch.")
     return Discovery(
         circuit=check.circuit,
         ranking=check.ranking,
@@ -132,7 +134,7 @@ def discover(
         config=config,
         pairs=pairs,
         history=training.history,
-        provenance=describe_model(subject.model),
+        provenance=provenance,
         interrupted=interrupted,
     )
 
