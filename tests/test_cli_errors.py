@@ -138,7 +138,7 @@ GOOD = '{"clean": "When Mary", "corrupted": "When Anna", "answers": [" and"], "w
             GOOD + GOOD.replace('"answers"', '"answer"'),
             ", line 2: found the unknown column 'answer', expected clean, corrupted",
         ),
-        (GOOD.replace('[" and"]', '3'), ", line 1: answers: found 3, expected a list of texts"),
+        (GOOD.replace('[" and"]', "3"), ", line 1: answers: found 3, expected a list of texts"),
         ("\n\n", ": found no pairs, expected one JSON object a line"),
         ("\udcff", ": cannot be read ('utf-8' codec can't decode byte 0xff in position 0"),
     ],

@@ -157,7 +157,11 @@ def test_preset_of_the_paper_holds_its_constants():
 
 @pytest.mark.parametrize(
     ("name", "hinge", "batch_size", "lr", "epochs"),
-    [("paper-ioi", 4.0, 32, 0.03, 500), ("paper-gender-pronoun", 0.1, 64, 0.3, 500), ("paper-greater-than", None, 16, 0.05, 250)],
+    [
+        ("paper-ioi", 4.0, 32, 0.03, 500),
+        ("paper-gender-pronoun", 0.1, 64, 0.3, 500),
+        ("paper-greater-than", None, 16, 0.05, 250),
+    ],
 )
 def test_presets_of_the_paper_differ_as_its_tasks_do(name, hinge, batch_size, lr, epochs):
     """Its runs are counted in epochs of 150 to 400 training pairs."""

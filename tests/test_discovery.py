@@ -185,7 +185,7 @@ def test_auto_leaves_small_models_as_they_are(planted: GPT2LMHeadModel) -> None:
 
 def test_faithfulness_that_cannot_be_measured_is_refused(planted: GPT2LMHeadModel) -> None:
     same = tuple(replace(example, corrupted=example.clean) for example in PAIRS.train)
-    with pytest.raises(DataError, match="same mean logit difference with everything ablated"):
+    with pytest.raises(DataError, match="same metric with everything ablated"):
         discover(planted, Pairs(same, same, same), DiscoveryConfig(min_faithfulness=0.9))
 
 

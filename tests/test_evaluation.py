@@ -74,8 +74,9 @@ def expected(circuit: Logits, empty: Logits, examples: Sequence[Example]) -> dic
     place = 0.95 * (len(ordered) - 1)
     low = math.floor(place)
     means["kl_p95"] = ordered[low] + (place - low) * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])
-    full, none = (np.mean([by_hand(f(e), f(e), e)["logit_diff"] for e in examples]) for f in (clean, empty))
-    return {**means, "n": len(rows), "faithfulness": (means["logit_diff"] - none) / (full - none)}
+    metric = "prob_diff" if examples[0].candidates else "logit_diff"
+    full, none = (np.mean([by_hand(f(e), f(e), e)[metric] for e in examples]) for f in (clean, empty))
+    return {**means, "n": len(rows), "faithfulness": (means[metric] - none) / (full - none)}
 
 
 def clean(example: Example) -> np.ndarray:
@@ -226,7 +227,7 @@ def test_ratio_without_a_denominator_has_no_interval():
 
 
 def outcome(**values: list[float]) -> Outcome:
-    names = ("kl", "logit_diff", "prob_diff", "accuracy", "argmax_accuracy", "exact_match")
+    names = ("kl", "logit_diff", "prob_diff", "accuracy", "argmax_accuracy", "exact_match", "metric")
     count = len(next(iter(values.values())))
     return Outcome({name: np.array(values.get(name, [0.0] * count)) for name in names})
 

@@ -38,6 +38,8 @@ class PairMetrics(NamedTuple):
     """The most likely token is an answer."""
     exact_match: PerPair
     """The most likely token is the full model's."""
+    metric: PerPair
+    """What faithfulness is the ratio of (`metric`)."""
 
 
 def gather(values: Logits, ids: Ids) -> Float[Tensor, "batch _"]:
@@ -63,6 +65,17 @@ def logit_difference(logits: Logits, targets: Targets) -> PerPair:
     return gather(values, targets.answers).amax(-1) - gather(values, targets.wrong_answers).amax(-1)
 
 
+def probability_difference(logits: Logits, targets: Targets) -> PerPair:
+    """Summed probability of the answers minus that of the wrong answers."""
+    probability = _Probability(logits, targets.candidates)
+    return probability(targets.answers) - probability(targets.wrong_answers)
+
+
+def metric(logits: Logits, targets: Targets) -> PerPair:
+    """What faithfulness is measured on: the logit difference, or the probability difference where pairs name candidates."""
+    return (logit_difference if targets.candidates is None else probability_difference)(logits, targets)
+
+
 def hinge(difference: PerPair, margin: float) -> PerPair:
     """How far the logit difference falls short of the margin (arXiv 2512.10903: margin 4 for IOI)."""
     return (margin - difference).clamp_min(0)
@@ -72,14 +85,14 @@ def measure(full: Logits, circuit: Logits, targets: Targets) -> PairMetrics:
     """Every metric of every pair, the circuit's logits beside the full model's."""
     difference = logit_difference(circuit, targets)
     winner = _argmax(circuit, targets.candidates)
-    probability = _Probability(circuit, targets.candidates)
     return PairMetrics(
         kl=kl(log_probs(full, targets.candidates), log_probs(circuit, targets.candidates)),
         logit_diff=difference,
-        prob_diff=probability(targets.answers) - probability(targets.wrong_answers),
+        prob_diff=probability_difference(circuit, targets),
         accuracy=(difference > 0).float(),
         argmax_accuracy=(winner[:, None] == targets.answers).any(-1).float(),
         exact_match=(winner == _argmax(full, targets.candidates)).float(),
+        metric=metric(circuit, targets),
     )
 
 

@@ -21,12 +21,12 @@ from circuitsieve.errors import DataError
 from circuitsieve.instrument import Subject, answer_logits, masked
 from circuitsieve.masks import BoolMasks, Masks
 from circuitsieve.nodes import COMPOSITION, Activations, NodeSpace, SiteMasks
-from circuitsieve.objective import kl, log_probs, logit_difference
+from circuitsieve.objective import kl, log_probs, logit_difference, metric
 from circuitsieve.screening import check_fit
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 
 SMALLEST_EFFECT = 1e-3
-"""Logits: a full model nearer than this to the empty circuit leaves no faithfulness to ask for."""
+"""Of the metric: a full model nearer than this to the empty circuit leaves no faithfulness to ask for."""
 LARGE = 20_000_000
 """Parameters: a smaller model gains nothing from a lower precision."""
 VALIDATION_MEMORY = 0.25
@@ -51,15 +51,14 @@ class Bench:
     def signals(self, logits: Float[Tensor, "batch vocab"], batch: PairBatch) -> Signals:
         """What the budget looks at, from one batch of answer logits."""
         reference = self.references(batch)
-        circuit, full, empty = (
-            logit_difference(values, batch.targets) for values in (logits, reference.full, reference.empty)
-        )
+        circuit, full, empty = (metric(values, batch.targets) for values in (logits, reference.full, reference.empty))
         candidates = batch.targets.candidates
+        right, expected = (logit_difference(values, batch.targets) > 0 for values in (logits, reference.full))
         return Signals(
             kl=kl(log_probs(reference.full, candidates), log_probs(logits, candidates)).mean(),
             gained=(circuit - empty).mean(),
             reachable=(full - empty).mean(),
-            accuracy_drop=((full > 0).float() - (circuit > 0).float()).mean(),
+            accuracy_drop=(expected.float() - right.float()).mean(),
         )
 
     @torch.no_grad()
@@ -196,7 +195,7 @@ class Problem:
         full = self.validation.measure(self.circuit(self.space.full()))
         if abs(float(full.reachable)) < SMALLEST_EFFECT:
             raise DataError(
-                "pairs: found the same mean logit difference with everything ablated as in the full model, expected a "
+                "pairs: found the same metric with everything ablated as in the full model, expected a "
                 "difference, without which faithfulness means nothing; check the corrupted prompts, or ask for --max-kl"
             )
 

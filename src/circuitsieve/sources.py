@@ -89,7 +89,9 @@ def _csv(text: str, path: Path) -> Iterator[Row]:
                 )
             yield where, row
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.reader.line_num}: found malformed CSV ({error}), expected RFC 4180") from error
+        raise DataError(
+            f"{path}, line {reader.reader.line_num}: found malformed CSV ({error}), expected RFC 4180"
+        ) from error
 
 
 def _renamed(row: Mapping[str, Any], columns: Columns | None, where: str) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def summarise(outcome: Outcome, anchors: Anchors, seed: int = 0) -> Summary:
 def _faithfulness(
     outcome: Outcome, anchors: Anchors, seed: int
 ) -> tuple[float | None, tuple[float, float] | None, str | None]:
-    circuit, full, empty = (o.values["logit_diff"] for o in (outcome, anchors.full, anchors.empty))
+    circuit, full, empty = (o.values["metric"] for o in (outcome, anchors.full, anchors.empty))
     reachable = interval([full, empty], lambda f, e, axis=-1: f.mean(axis) - e.mean(axis), seed)
     if reachable is None or reachable[0] <= 0 <= reachable[1]:
         return None, None, "the full model is not distinguishable from the empty circuit on these pairs"
