@@ -233,11 +233,11 @@ def outcome(**values: list[float]) -> Outcome:
 
 
 def test_faithfulness_is_a_ratio_of_means_not_a_mean_of_ratios():
-    full, empty = outcome(logit_diff=[4.0, 2.0, 3.0, 3.0]), outcome(logit_diff=[0.0, 1.0, 0.0, 1.0])
-    found = summarise(outcome(logit_diff=[4.0, 1.0, 2.0, 1.0]), Anchors(full, empty))
+    full, empty = outcome(metric=[4.0, 2.0, 3.0, 3.0]), outcome(metric=[0.0, 1.0, 0.0, 1.0])
+    found = summarise(outcome(metric=[4.0, 1.0, 2.0, 1.0]), Anchors(full, empty))
     assert found.values["faithfulness"] == pytest.approx(6 / 10)
     low, high = found.intervals["faithfulness"]
     assert 0 <= low < 0.6 < high <= 1.01
     assert found.reasons == {}
-    overshot = summarise(outcome(logit_diff=[5.0, 3.0, 4.0, 4.0]), Anchors(full, empty))
+    overshot = summarise(outcome(metric=[5.0, 3.0, 4.0, 4.0]), Anchors(full, empty))
     assert overshot.values["faithfulness"] == pytest.approx(14 / 10)
