@@ -176,11 +176,11 @@ def test_model_that_cannot_do_the_task_is_a_warning(discover, tmp_path):
     assert "the model hardly does this task, so a circuit for it will mean little\n" in output.err
 
 
-def test_unmet_budget_is_a_warning(discover, tmp_path):
+def test_strict_budget_gives_a_large_circuit(discover, tmp_path):
     (tmp_path / "settings.json").write_text('{"init": [-5, -4], "max_kl": 1e-6}')
-    output = discover("--config", tmp_path / "settings.json", "--json")
-    assert document(output)["budget_met"] == 0
-    assert "warning: no circuit met the budget on the validation pairs" in output.err
+    card = document(discover("--config", tmp_path / "settings.json", "--json"))
+    assert card["budget_met"] == 1
+    assert card["size"] > 0.5
 
 
 def test_only_correct_counts_what_it_drops(discover, tmp_path):

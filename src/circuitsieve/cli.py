@@ -132,8 +132,6 @@ def _discover(job: "Job", *, as_json: bool) -> int:
             f"{job.out}, evaluate it with `circuitsieve evaluate {job.out}`"
         )
         return 130
-    if finished.discovery.budget_met is False:
-        reporter.warn("no circuit met the budget on the validation pairs; this is the one that came nearest")
     print_run(finished.folder.read_json("circuit.json"), finished.card.values, job.out, as_json)
     return 0
 

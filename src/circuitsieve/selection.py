@@ -21,6 +21,8 @@ BRACKET = 1.6
 """The final cut looks for sizes between the size of the cut at 0 divided and multiplied by this."""
 CUTS = (4, 7)
 """So many cuts are tried at least, however short the run was, and at most: each halves what is left of the bracket."""
+SMALL = 0.01
+"""Where the cut at 0 keeps nothing, larger sizes are tried from here."""
 MAX_CHECKS = 12
 """So many checks during a run are enough."""
 
@@ -100,8 +102,8 @@ class Checks:
 def final_cut(problem: Problem, ranking: Ranking, best: Check | None, *, quick: bool = False) -> Check:
     """The circuit to return: the ranking cut where the budget is just met on all validation pairs, by bisection of the size.
 
-    A smaller circuit from the checks takes its place if it proves feasible on all validation pairs. Without a budget, or
-    when `quick`, the ranking is cut at 0.
+    A smaller circuit from the checks takes its place if it proves feasible on all validation pairs. Where nothing within
+    the bracket is feasible, larger cuts are tried. Without a budget, or when `quick`, the ranking is cut at 0.
     """
     steps = problem.config.steps
     chosen = try_cut(problem, ranking, 0.0, steps)
@@ -122,4 +124,13 @@ def final_cut(problem: Problem, ranking: Ranking, best: Check | None, *, quick: 
         again = _measure(problem.with_constants(best.circuit.constants), best.circuit, best.ranking, best.step)
         if again.better_than(chosen):
             chosen = again
-    return chosen
+    return chosen if chosen.feasible else _widened(problem, ranking, high)
+
+
+def _widened(problem: Problem, ranking: Ranking, low: float) -> Check:
+    """The first feasible cut beyond a size that is too small. There is one: the full model keeps every budget."""
+    while True:
+        low = min(1.0, max(SMALL, low * BRACKET))
+        check = try_cut(problem, ranking, ranking.threshold_at(low), problem.config.steps)
+        if check.feasible or low == 1.0:
+            return check
