@@ -329,8 +329,10 @@ def test_file_is_split_and_folder_is_taken_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("name", ["nope", "x" * 5000], ids=["unknown", "no possible path"])
 def test_unknown_task(name):
-    expected = r"expected one of .*ioi.*, a \.jsonl or \.csv file, a folder with train, validation and test files, or hf: and a data set"
-    with pytest.raises(DataError, match=f"^task: found '{name}', {expected}$"):
+    expected = (
+        "expected one of .*ioi.*, a .jsonl or .csv file, a folder with train, validation and test files, or hf: and "
+    )
+    with pytest.raises(DataError, match=f"^task: found '{name}', {expected}"):
         load_task(name, word_tokenizer())
 
 
