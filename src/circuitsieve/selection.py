@@ -23,6 +23,8 @@ CUTS = (4, 7)
 """So many cuts are tried at least, however short the run was, and at most: each halves what is left of the bracket."""
 SMALL = 0.01
 """Where the cut at 0 keeps nothing, larger sizes are tried from here."""
+WIDENED_CUTS = 4
+"""Cuts that narrow down a size found beyond the bracket."""
 MAX_CHECKS = 12
 """So many checks during a run are enough."""
 
@@ -128,9 +130,17 @@ def final_cut(problem: Problem, ranking: Ranking, best: Check | None, *, quick: 
 
 
 def _widened(problem: Problem, ranking: Ranking, low: float) -> Check:
-    """The first feasible cut beyond a size that is too small. There is one: the full model keeps every budget."""
+    """A feasible cut beyond a size that is too small. There is one: the full model keeps every budget."""
+    steps, high = problem.config.steps, low
     while True:
-        low = min(1.0, max(SMALL, low * BRACKET))
-        check = try_cut(problem, ranking, ranking.threshold_at(low), problem.config.steps)
-        if check.feasible or low == 1.0:
-            return check
+        low, high = high, min(1.0, max(SMALL, high * BRACKET))
+        chosen = try_cut(problem, ranking, ranking.threshold_at(high), steps)
+        if chosen.feasible or high == 1.0:
+            break
+    for _ in range(WIDENED_CUTS if low > 0 else 0):
+        size = math.sqrt(low * high)
+        check = try_cut(problem, ranking, ranking.threshold_at(size), steps)
+        low, high = (low, size) if check.feasible else (size, high)
+        if check.better_than(chosen):
+            chosen = check
+    return chosen
