@@ -8,7 +8,7 @@ attention, fused projections and the tuples that blocks return are invisible fro
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -77,6 +77,24 @@ _C_ATTN = _fused("attn.c_attn", Fusion.STACKED, 3)
 _QUERY_KEY_VALUE = _fused("attention.query_key_value", Fusion.PER_HEAD, 3)
 _QKV = _fused("self_attn.qkv_proj", Fusion.STACKED, 3)
 
+_LLAMA = Family(
+    model_types=("llama", "mistral", "qwen2", "qwen3", "gemma"),
+    blocks="layers",
+    q=_Q,
+    k=_K,
+    v=_V,
+    attn_out=_O,
+    mlp_in=(_GATE, _UP),
+    mlp_out=_DOWN,
+)
+_GEMMA2 = replace(
+    _LLAMA,
+    model_types=("gemma2", "gemma3_text"),
+    # In Llama-likes a module of this first name is the norm before the MLP; here it follows the attention projection.
+    attn_post_norm="post_attention_layernorm",
+    mlp_post_norm="post_feedforward_layernorm",
+)
+
 FAMILIES = (
     Family(
         model_types=("gpt2",),
@@ -88,58 +106,20 @@ FAMILIES = (
         mlp_in=(Projection("mlp.c_fc"),),
         mlp_out=Projection("mlp.c_proj"),
     ),
-    Family(
-        model_types=("llama", "mistral", "qwen2", "qwen3", "gemma"),
-        blocks="layers",
-        q=_Q,
-        k=_K,
-        v=_V,
-        attn_out=_O,
-        mlp_in=(_GATE, _UP),
-        mlp_out=_DOWN,
-    ),
-    Family(
-        model_types=("gemma2", "gemma3_text"),
-        blocks="layers",
-        q=_Q,
-        k=_K,
-        v=_V,
-        attn_out=_O,
-        mlp_in=(_GATE, _UP),
-        mlp_out=_DOWN,
-        # In Llama-likes a module of this first name is the norm before the MLP; here it follows the attention projection.
-        attn_post_norm="post_attention_layernorm",
-        mlp_post_norm="post_feedforward_layernorm",
-    ),
-    Family(
-        model_types=("olmo2",),
-        blocks="layers",
-        q=_Q,
-        k=_K,
-        v=_V,
-        attn_out=_O,
-        mlp_in=(_GATE, _UP),
-        mlp_out=_DOWN,
-        attn_post_norm="post_attention_layernorm",
-        mlp_post_norm="post_feedforward_layernorm",
-        joint_qk_norm=True,
-    ),
-    Family(
+    _LLAMA,
+    _GEMMA2,
+    replace(_GEMMA2, model_types=("olmo2",), joint_qk_norm=True),
+    replace(
+        _LLAMA,
         model_types=("phi3",),
-        blocks="layers",
         q=_QKV[0],
         k=_QKV[1],
         v=_QKV[2],
-        attn_out=_O,
         mlp_in=_fused("mlp.gate_up_proj", Fusion.STACKED, 2),
-        mlp_out=_DOWN,
     ),
-    Family(
+    replace(
+        _LLAMA,
         model_types=("phi",),
-        blocks="layers",
-        q=_Q,
-        k=_K,
-        v=_V,
         attn_out=Projection("self_attn.dense"),
         mlp_in=(Projection("mlp.fc1"),),
         mlp_out=Projection("mlp.fc2"),
@@ -154,12 +134,9 @@ FAMILIES = (
         mlp_in=(Projection("mlp.dense_h_to_4h"),),
         mlp_out=Projection("mlp.dense_4h_to_h"),
     ),
-    Family(
+    replace(
+        _LLAMA,
         model_types=("opt",),
-        blocks="layers",
-        q=_Q,
-        k=_K,
-        v=_V,
         attn_out=Projection("self_attn.out_proj"),
         mlp_in=(Projection("fc1"),),
         mlp_out=Projection("fc2"),

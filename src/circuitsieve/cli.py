@@ -12,7 +12,17 @@ from rich.console import Console
 
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.console import damage_named, one_line_errors, print_json, print_run, set_up_libraries
-from circuitsieve.flags import NO_FLAGS, ConfigFlags, config_of, table_of
+from circuitsieve.flags import (
+    COUNT_FLAGS,
+    MODEL_FLAGS,
+    NO_FLAGS,
+    READING_FLAGS,
+    ConfigFlags,
+    CountFlags,
+    ModelFlags,
+    ReadingFlags,
+    config_of,
+)
 from circuitsieve.progress import RichReporter
 
 if TYPE_CHECKING:
@@ -39,15 +49,9 @@ def discover(
     out: str,
     config: str | None = None,
     flags: Annotated[ConfigFlags, Parameter(name="*")] = NO_FLAGS,
-    task_option: tuple[str, ...] = (),
-    column: tuple[str, ...] = (),
-    chat: str | None = None,
-    train_pairs: int = 3072,
-    validation_pairs: int = 128,
-    test_pairs: int = 192,
-    dtype: str = "float32",
-    device: str = "cpu",
-    revision: str | None = None,
+    reading: ReadingFlags = READING_FLAGS,
+    counts: CountFlags = COUNT_FLAGS,
+    loading: ModelFlags = MODEL_FLAGS,
     only_correct: bool = False,
     overwrite: bool = False,
     json: bool = False,
@@ -65,26 +69,6 @@ def discover(
         The folder of the run; new or empty.
     config
         A JSON file of settings, or a preset: paper-ioi, paper-gender-pronoun or paper-greater-than; flags come on top.
-    task_option
-        Options of a task, as NAME=VALUE.
-    column
-        What a file or data set calls a column of a pair, as clean=THEIRS (others: corrupted, answers, wrong_answers,
-        candidates, id, template).
-    chat
-        Ask in chat form: the user's turn. With {prompt} in it the answer begins the assistant's turn, else the assistant's
-        turn begins with the prompt.
-    train_pairs
-        How many training pairs a built-in task makes at most.
-    validation_pairs
-        How many validation pairs; they choose the circuit.
-    test_pairs
-        How many test pairs; they only judge it.
-    dtype
-        float32, bfloat16 or float16, for the model; masks stay float32.
-    device
-        Where the model runs, as torch spells it.
-    revision
-        Of a hub id.
     only_correct
         Drop the pairs that the full model gets wrong.
     overwrite
@@ -93,14 +77,15 @@ def discover(
         Print the card as JSON on stdout, everything else on stderr.
     """
     settings = config_of(flags, config)
-    from circuitsieve.loaders import TaskOptions
     from circuitsieve.workflow import Job
 
-    counts = (train_pairs, validation_pairs, test_pairs, settings.seed)
-    data = TaskOptions(*counts, table_of(task_option, "--task-option"), table_of(column, "--column") or None, chat)
-    return _discover(
-        Job(model, task, out, settings, data, dtype, device, revision, only_correct, overwrite), as_json=json
+    data = reading.options(
+        train=counts.train_pairs, validation=counts.validation_pairs, test=counts.test_pairs, seed=settings.seed
     )
+    job = Job(
+        model, task, out, settings, data, loading.dtype, loading.device, loading.revision, only_correct, overwrite
+    )
+    return _discover(job, as_json=json)
 
 
 @app.command
@@ -220,10 +205,9 @@ def data_check(
     /,
     *,
     model: str,
-    column: tuple[str, ...] = (),
-    chat: str | None = None,
+    reading: ReadingFlags = READING_FLAGS,
+    loading: ModelFlags = MODEL_FLAGS,
     pairs: int = 3,
-    dtype: str = "float32",
     json: bool = False,
 ) -> int:
     """Say which pairs are usable, why others are not, how their tokens align, and how well the full model does.
@@ -234,24 +218,18 @@ def data_check(
         A file, folder, data set or task, as for `discover`.
     model
         As for `discover`.
-    column
-        As for `discover`.
-    chat
-        As for `discover`.
     pairs
         How many usable and how many dropped pairs are shown word by word.
-    dtype
-        float32, bfloat16 or float16.
     json
         Print one JSON document.
     """
     from circuitsieve.datacheck import check_data
-    from circuitsieve.loaders import TaskOptions, load_texts
+    from circuitsieve.loaders import load_texts
     from circuitsieve.models import load_model
     from circuitsieve.report.terminal import data_view
 
-    loaded = load_model(model, dtype=dtype)
-    splits = load_texts(task, loaded.tokenizer, TaskOptions(columns=table_of(column, "--column") or None, chat=chat))
+    loaded = load_model(model, dtype=loading.dtype, device=loading.device, revision=loading.revision)
+    splits = load_texts(task, loaded.tokenizer, reading.options())
     report = check_data(loaded, splits)
     if json:
         print_json(report.to_dict())
@@ -261,17 +239,13 @@ def data_check(
 
 
 @app.command
-def check(model: str, /, *, dtype: str = "float32", device: str = "cpu", json: bool = False) -> int:
+def check(model: str, /, *, loading: ModelFlags = MODEL_FLAGS, json: bool = False) -> int:
     """Check on a given model that masking does what it says, and print each tolerance reached. Needs no prompts.
 
     Parameters
     ----------
     model
         As for `discover`.
-    dtype
-        float32, bfloat16 or float16.
-    device
-        Where the model runs, as torch spells it.
     json
         Print one JSON document.
     """
@@ -280,7 +254,7 @@ def check(model: str, /, *, dtype: str = "float32", device: str = "cpu", json: b
     from circuitsieve.selfcheck import selfcheck
 
     with RichReporter() as reporter:
-        loaded = load_model(model, dtype=dtype, device=device)
+        loaded = load_model(model, dtype=loading.dtype, device=loading.device, revision=loading.revision)
         results = selfcheck(loaded.model, progress=reporter.evaluation)
     if json:
         print_json({"model": model, "checks": [{**result._asdict(), "passed": result.passed} for result in results]})

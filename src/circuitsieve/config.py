@@ -3,7 +3,6 @@
 A leaf without torch. A configuration checks itself when it is made.
 """
 
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from circuitsieve.errors import ConfigError, one_of
+from circuitsieve.jsontext import json_object
 from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity, Sampling
 
 _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
@@ -215,10 +215,5 @@ def load_config(name: str) -> DiscoveryConfig:
             f"config: found no file {name!r} ({error.strerror}), expected a JSON file or one of the presets "
             f"{', '.join(sorted(presets))}"
         ) from error
-    try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"config {name}: found malformed JSON ({error}), expected an object of settings") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"config {name}: found {type(values).__name__}, expected an object of settings")
+    values = json_object(content, f"config {name}", "an object of settings", ConfigError)
     return DiscoveryConfig.from_dict(values, source=f"config {name}")

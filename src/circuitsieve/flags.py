@@ -1,17 +1,74 @@
-"""The flags of a discovery, made from the configuration: one per field, explained by the field's own docstring.
+"""The flags that commands share: of the search, of the pairs and of the model.
 
-The configuration stays free of the command line; here alone the two meet.
+Those of the search are made from the configuration, one per field, explained by the field's own docstring. The
+configuration stays free of the command line; here alone the two meet.
 """
 
-from dataclasses import fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from types import UnionType
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from cyclopts import Parameter
 from docstring_parser import parse_from_object
 
 from circuitsieve.config import DiscoveryConfig, load_config
 from circuitsieve.errors import ConfigError
+
+if TYPE_CHECKING:
+    from circuitsieve.loaders import TaskOptions
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ModelFlags:
+    """How the model is loaded."""
+
+    dtype: str = "float32"
+    """float32, bfloat16 or float16, for the model; masks stay float32."""
+    device: str = "cpu"
+    """Where the model runs, as torch spells it."""
+    revision: str | None = None
+    """Of a hub id."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ReadingFlags:
+    """How pairs are read."""
+
+    column: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
+    """What a file or data set calls a column of a pair, as clean=THEIRS (others: corrupted, answers, wrong_answers,
+    candidates, id, template)."""
+    chat: str | None = None
+    """Ask in chat form: the user's turn. With {prompt} in it the answer begins the assistant's turn, else the assistant's
+    turn begins with the prompt."""
+    task_option: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
+    """Options of a task, as NAME=VALUE."""
+
+    def options(self, **counts: int) -> "TaskOptions":
+        """What a task is asked for, with the number of pairs by split and the seed."""
+        from circuitsieve.loaders import TaskOptions
+
+        columns = table_of(self.column, "--column") or None
+        return TaskOptions(
+            options=table_of(self.task_option, "--task-option"), columns=columns, chat=self.chat, **counts
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CountFlags:
+    """How many pairs there are."""
+
+    train_pairs: int = 3072
+    """How many training pairs a built-in task makes at most."""
+    validation_pairs: int = 128
+    """How many validation pairs; they choose the circuit."""
+    test_pairs: int = 192
+    """How many test pairs; they only judge it."""
+
+
+MODEL_FLAGS, READING_FLAGS, COUNT_FLAGS = ModelFlags(), ReadingFlags(), CountFlags()
 
 
 def _flag_type(name: str, hint: Any) -> Any:

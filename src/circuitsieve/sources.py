@@ -4,12 +4,12 @@ A row has the columns of `Pair`; a mapping says where a file calls them otherwis
 """
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from circuitsieve.errors import DataError, one_of
+from circuitsieve.jsontext import json_object
 from circuitsieve.pairs import SPLITS, Pair
 
 TEXTS = ("clean", "corrupted")
@@ -68,12 +68,7 @@ def _jsonl(text: str, path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: found malformed JSON ({error}), expected an object") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: found {type(row).__name__}, expected an object with {', '.join(NEEDED)}")
+        row = json_object(line, where, f"an object with {', '.join(NEEDED)}", DataError)
         yield where, row
 
 

@@ -87,7 +87,7 @@ def spread(
 
 
 def digits(number: int, *bases: int) -> list[int]:
-    """A number in mixed radix, the last base first in significance to change: distinct numbers give distinct digits."""
+    """A number written in mixed radix, the last base being that of the last digit: other numbers, other digits."""
     found = []
     for base in reversed(bases):
         number, digit = divmod(number, base)
