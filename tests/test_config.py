@@ -54,7 +54,7 @@ def test_new_budget_takes_the_place_of_the_old_one():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"stepz": 3}, "setting: found 'stepz', expected one of max_kl, min_faithfulness"),
+        ({"stepz": 3}, "setting: found 'stepz', expected one of method, max_kl, min_faithfulness"),
         ({"max_kl": 0.1, "pressure": 1.0}, "budget: found max_kl and pressure, expected one of them"),
         ({"granularities": []}, "granularities: found none, expected at least one of layer, attn_block"),
         ({"granularities": ["heads"]}, "granularities: found 'heads', expected one of layer,"),

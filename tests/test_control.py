@@ -1,38 +1,38 @@
-"""The controller against a plant whose answer is known: a KL that follows the pressure by a power law."""
+"""The controller against a plant whose answer is known: a KL that follows the effort by a power law."""
 
 import math
 
 import pytest
 import torch
 
-from circuitsieve.control import Budget, PressureController, PressureState, Signals
+from circuitsieve.control import Budget, BudgetController, ControlState, Signals
 
 
 def signals(kl: float = 0.0, faithfulness: float = 1.0, accuracy_drop: float = 0.0) -> Signals:
     return Signals(*(torch.tensor(value) for value in (kl, 4.0 * faithfulness, 4.0, accuracy_drop)))
 
 
-def settle(controller: PressureController, plant: float, steps: int = 3000, start: float = 1.5) -> PressureState:
-    """Drive a plant with kl = plant * pressure."""
-    state = controller.initial()._replace(log_pressure=torch.tensor(math.log(start)))
+def settle(controller: BudgetController, plant: float, steps: int = 3000, start: float = 1.5) -> ControlState:
+    """Drive a plant with kl = plant * effort."""
+    state = controller.initial()._replace(log_effort=torch.tensor(math.log(start)))
     for step in range(steps):
-        state = controller.step(step, signals(kl=plant * float(state.pressure)), state)
+        state = controller.step(step, signals(kl=plant * float(state.effort)), state)
     return state
 
 
 @pytest.mark.parametrize("plant", [0.02, 0.2, 2.0])
 @pytest.mark.parametrize("start", [0.05, 20.0])
-def test_the_pressure_settles_where_the_kl_is_the_budget(plant: float, start: float) -> None:
-    state = settle(PressureController(Budget(max_kl=0.1), steps=100), plant, start=start)
-    assert float(state.pressure) == pytest.approx(0.1 / plant, rel=0.02)
+def test_the_effort_settles_where_the_kl_is_the_budget(plant: float, start: float) -> None:
+    state = settle(BudgetController(Budget(max_kl=0.1), steps=100), plant, start=start)
+    assert float(state.effort) == pytest.approx(0.1 / plant, rel=0.02)
     assert float(state.signals.kl) == pytest.approx(0.1, rel=0.02)
 
 
 def test_a_gap_between_training_and_validation_moves_the_settling_point() -> None:
-    controller = PressureController(Budget(max_kl=0.1), steps=100)
+    controller = BudgetController(Budget(max_kl=0.1), steps=100)
     state = controller.initial()
     for step in range(3000):
-        kl = 0.2 * float(state.pressure)
+        kl = 0.2 * float(state.effort)
         state = controller.step(step, signals(kl=kl), state)
         if step % 50 == 49:  # on validation pairs the circuit does half as well
             state = controller.checked(signals(kl=2 * kl), state)
@@ -40,25 +40,25 @@ def test_a_gap_between_training_and_validation_moves_the_settling_point() -> Non
 
 
 def test_the_allowed_load_tightens_to_the_budget_and_stays_there() -> None:
-    controller = PressureController(Budget(max_kl=0.1), steps=100)
+    controller = BudgetController(Budget(max_kl=0.1), steps=100)
     allowed = [math.exp(controller.log_allowed(step)) for step in (0, 40, 80, 99)]
     assert allowed == pytest.approx([controller.slack, math.sqrt(controller.slack), 1, 1])
 
 
 def test_the_correction_is_bounded() -> None:
-    controller = PressureController(Budget(max_kl=0.1), steps=100)
+    controller = BudgetController(Budget(max_kl=0.1), steps=100)
     state = controller.checked(signals(kl=1e6), controller.step(0, signals(kl=0.1), controller.initial()))
     assert float(state.log_gap) == pytest.approx(controller.largest_gap)
 
 
-def test_the_pressure_never_falls_below_its_floor() -> None:
-    controller = PressureController(Budget(max_kl=0.1), steps=100)
+def test_the_effort_never_falls_below_its_floor() -> None:
+    controller = BudgetController(Budget(max_kl=0.1), steps=100)
     state = settle(controller, plant=1e9, steps=2000)
-    assert float(state.pressure) == pytest.approx(controller.lowest)
+    assert float(state.effort) == pytest.approx(controller.lowest)
 
 
 def test_the_moving_average_is_corrected_for_its_start() -> None:
-    controller = PressureController(Budget(max_kl=0.1), steps=100)
+    controller = BudgetController(Budget(max_kl=0.1), steps=100)
     state = controller.step(0, signals(kl=0.7), controller.initial())
     assert float(state.signals.kl) == pytest.approx(0.7)
 

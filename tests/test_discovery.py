@@ -10,14 +10,16 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuitsieve import ablations
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Example, Pairs, batches
-from circuitsieve.discovery import NOISE_FALLS, Discovery, discover, learning_rate, noise_scale
+from circuitsieve.discovery import Discovery, discover
 from circuitsieve.errors import DataError
 from circuitsieve.evaluation import evaluate
 from circuitsieve.instrument import Subject
+from circuitsieve.nodes import LEAVES
 from circuitsieve.pairs import Pair
+from circuitsieve.phases import NOISE_FALLS, FocusPhase, HardConcretePhase, RankingPhase, falling, phases
 from circuitsieve.problem import Problem, training_dtype
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 
@@ -61,9 +63,12 @@ PAIRS = Pairs(random_pairs(64, 0), random_pairs(32, 1), random_pairs(32, 2))
 CONFIG = DiscoveryConfig(max_kl=0.02, max_accuracy_drop=0.3, steps=250, batch_size=16, seed=0)
 
 
-@pytest.fixture(scope="module")
-def found(planted: GPT2LMHeadModel) -> Discovery:
-    return discover(planted, PAIRS, CONFIG)
+@pytest.fixture(scope="module", params=["hard_concrete", "nested", "gates alone"])
+def found(planted: GPT2LMHeadModel, request: pytest.FixtureRequest) -> Discovery:
+    """By each method, and by gates without a ranking before (which then need a higher learning rate)."""
+    if request.param == "gates alone":
+        return discover(planted, PAIRS, CONFIG.replaced(ranking_share=0.0, lr=0.3, lr_end=0.02))
+    return discover(planted, PAIRS, CONFIG.replaced(method=request.param))
 
 
 def kept(found: Discovery, granularity: Granularity) -> set[tuple[int, int]]:
@@ -116,7 +121,8 @@ def test_every_ablation_and_sampling_runs_over_all_granularities(
     )
     found = discover(planted, PAIRS, config)
     assert len(found.history) == 6
-    assert set(found.ranking.scores) == set(Granularity)
+    leaves = {g for g in Granularity if g in LEAVES}
+    assert set(found.ranking.scores) == leaves
     assert (found.circuit.constants is None) == (ablation in ("corrupted", "resample"))
 
 
@@ -149,19 +155,65 @@ def test_an_interrupt_returns_the_circuit_so_far(planted: GPT2LMHeadModel) -> No
     assert len(found.history) == 3
 
 
-def test_schedules() -> None:
-    config = DiscoveryConfig(steps=101, lr=1.0, lr_end=0.1)
-    assert [learning_rate(config.replaced(lr_schedule="linear"), step) for step in (0, 50, 100)] == pytest.approx(
-        [1, 0.55, 0.1]
-    )
-    assert [learning_rate(config.replaced(lr_schedule="cosine"), step) for step in (0, 50, 100)] == pytest.approx(
-        [1, 0.55, 0.1]
-    )
-    assert learning_rate(config.replaced(lr_schedule="constant"), 100) == 1.0
+def test_schedules(planted: GPT2LMHeadModel) -> None:
+    assert [falling("linear", 1.0, 0.1, step, 101) for step in (0, 50, 100)] == pytest.approx([1, 0.55, 0.1])
+    assert [falling("cosine", 1.0, 0.1, step, 101) for step in (0, 50, 100)] == pytest.approx([1, 0.55, 0.1])
+    assert falling("constant", 1.0, 0.1, 100, 101) == 1.0
+    config = CONFIG.replaced(steps=101, ranking_share=0.0)
+    phase = HardConcretePhase(Problem.of(Subject.of(planted), PAIRS, config), None)
     full_noise_for, fallen_by = (round(100 * share) for share in NOISE_FALLS)
     half_way = (full_noise_for + fallen_by) // 2
-    scales = [noise_scale(config, step) for step in (0, full_noise_for, half_way, fallen_by, 100)]
+    scales = [phase.noise_scale(step) for step in (0, full_noise_for, half_way, fallen_by, 100)]
     assert scales == pytest.approx([1, 1, (1 + config.final_noise) / 2, config.final_noise, config.final_noise])
+
+
+@pytest.mark.parametrize("method", ["hard_concrete", "nested"])
+def test_phases_share_the_steps_and_begin_where_the_ranking_ended(planted: GPT2LMHeadModel, method: str) -> None:
+    config = CONFIG.replaced(method=method, steps=50, ranking_share=0.3)
+    problem = Problem.of(Subject.of(planted), PAIRS, config)
+    search = phases(problem, lambda: problem)
+    ranked = next(search)
+    assert isinstance(ranked, RankingPhase)
+    with torch.no_grad():
+        for score in ranked.nested.score.values():
+            score.normal_(0, 3, generator=torch.Generator().manual_seed(0))
+    second = next(search)
+    assert isinstance(second, HardConcretePhase if method == "hard_concrete" else FocusPhase)
+    assert (ranked.steps, second.steps) == (15, 35)
+    first, ranking = Circuit(problem.space, second.ranking().cut(0.0)), ranked.ranking()
+    again = Circuit(problem.space, ranking.cut(ranking.threshold_at(first.size)))
+    assert all(torch.equal(first.masks[g], again.masks[g]) for g in Granularity)
+    assert next(search, None) is None
+
+
+def test_without_a_ranking_gates_start_as_the_paper_does(planted: GPT2LMHeadModel) -> None:
+    for config in (CONFIG.replaced(ranking_share=0.0), CONFIG.replaced(pressure=1.0)):
+        problem = Problem.of(Subject.of(planted), PAIRS, config)
+        (only,) = phases(problem, lambda problem=problem: problem)
+        assert isinstance(only, HardConcretePhase)
+        assert only.steps == config.steps
+        low, high = config.init
+        assert all(low <= s.min() <= s.max() <= high for s in only.gates.ranking().values())
+
+
+def test_what_gates_close_keeps_the_order_of_the_ranking(planted: GPT2LMHeadModel) -> None:
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG)
+    space = problem.space
+    generator = torch.Generator().manual_seed(1)
+    leaves = {
+        g: torch.randn(space.shape(g), generator=generator) for g in (Granularity.HEAD_DIM, Granularity.MLP_NEURON)
+    }
+    phase = HardConcretePhase(problem, leaves)
+    with torch.no_grad():
+        for log_alpha in phase.gates.scores().values():
+            log_alpha += torch.randn(log_alpha.shape, generator=generator)
+    own, ranking = Ranking(space, phase.gates.ranking()), phase.ranking()
+    circuits = [Circuit(space, scores.cut(0.0)) for scores in (own, ranking)]
+    assert all(torch.equal(circuits[0].masks[g], circuits[1].masks[g]) for g in Granularity)
+    closed = ranking.unit_scores() < 0
+    before = torch.cat([leaf.flatten() for leaf in leaves.values()])[closed]
+    assert 10 < closed.sum() < len(closed) - 10
+    assert torch.equal(before.argsort(stable=True), ranking.unit_scores()[closed].argsort(stable=True))
 
 
 @pytest.mark.parametrize("wanted", ["model", "bfloat16"])

@@ -134,8 +134,8 @@ class Ranking:
 
     def unit_scores(self) -> Float[Tensor, " units"]:
         """Scores of all head dims, then of all MLP neurons, layer by layer."""
-        scores = self.space.unit_scores(self.scores)
-        return torch.cat([scores[unit].flatten() for unit in UNIT_GRANULARITIES])
+        scores, always = self.space.lowest(self.scores), torch.tensor(torch.inf)
+        return torch.cat([scores.get(g, always.expand(self.space.shape(g))).flatten() for g in UNIT_GRANULARITIES])
 
 
 def clean_up(masks: BoolMasks, space: NodeSpace, ablation: Ablation) -> dict[Granularity, Bool[Tensor, "#layers _"]]:

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from circuitsieve.errors import ConfigError, one_of
 from circuitsieve.jsontext import json_object
-from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity, Sampling
+from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity, Method, Sampling
 
 _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
 """Prices that are not 0.5: `size` counts these units, and the mean over so many of them moves little per unit."""
@@ -26,6 +26,9 @@ TRAINING_DTYPES = ("auto", "model", "bfloat16")
 @dataclass(frozen=True)
 class DiscoveryConfig:
     """How a circuit is searched. Give one budget at most; without any it is `max_kl` 0.1."""
+
+    method: str = "hard_concrete"
+    """How: hard_concrete (stochastic gates and a pressure, as the paper) or nested (a ranking at every size, then a focus)."""
 
     max_kl: float | None = None
     """Budget: the largest mean KL(full || circuit) on validation pairs, nats."""
@@ -55,6 +58,16 @@ class DiscoveryConfig:
     ablation: str = "corrupted"
     """What ablated nodes are replaced by: corrupted, mean, mean_positional, zero or resample."""
 
+    ranking_share: float = 0.4
+    """The share of the steps that rank all nodes first, by nested soft masks of every size (paper: 0; ignored with a fixed
+    pressure, where gates start as the paper does)."""
+
+    ranking_sizes: tuple[float, float] = (0.05, 0.6)
+    """Between which sizes the masks of the ranking are drawn."""
+
+    ranking_lr: float = 0.2
+    """Learning rate of the ranking; it falls to a quarter."""
+
     sampling: str = "hard"
     """How masks are sampled: hard, straight_through (as the paper: the gradient is that of a soft sample) or soft."""
 
@@ -70,13 +83,13 @@ class DiscoveryConfig:
     batch_size: int = 16
     """Pairs per step."""
 
-    lr: float = 0.3
+    lr: float = 0.1
     """Learning rate of the gates (Adam, without weight decay)."""
 
     lr_schedule: str = "linear"
     """How the learning rate falls: constant, linear or cosine."""
 
-    lr_end: float = 0.02
+    lr_end: float = 0.01
     """The learning rate at the last step of a falling schedule."""
 
     warmup: int = 0
@@ -101,6 +114,7 @@ class DiscoveryConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularities", tuple(self.granularities))
         object.__setattr__(self, "init", tuple(map(float, self.init)))
+        object.__setattr__(self, "ranking_sizes", tuple(map(float, self.ranking_sizes)))
         budgets = [name for name in ("max_kl", "min_faithfulness", "pressure") if getattr(self, name) is not None]
         if len(budgets) > 1:
             raise ConfigError(f"budget: found {' and '.join(budgets)}, expected one of them")
@@ -108,6 +122,7 @@ class DiscoveryConfig:
             object.__setattr__(self, "max_kl", 0.1)
         self._check_words()
         self._check_numbers()
+        self._check_ranking()
 
     def _check_words(self) -> None:
         granularities = [str(g) for g in Granularity]
@@ -122,6 +137,7 @@ class DiscoveryConfig:
             if name not in self.granularities:
                 raise ConfigError(f"penalty: found a price for {name}, which is not among the granularities searched")
         for setting, words in (
+            ("method", [str(m) for m in Method]),
             ("ablation", [str(a) for a in Ablation]),
             ("sampling", [str(s) for s in Sampling]),
             ("charge", list(CHARGES)),
@@ -136,7 +152,7 @@ class DiscoveryConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < lowest:
                 raise ConfigError(f"{name}: found {value}, expected a whole number of at least {lowest}")
-        for name in ("max_kl", "pressure", "max_accuracy_drop", "lr", "clip", "final_noise"):
+        for name in ("max_kl", "pressure", "max_accuracy_drop", "lr", "ranking_lr", "clip", "final_noise"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{name}: found {value}, expected a finite number above 0")
@@ -153,6 +169,20 @@ class DiscoveryConfig:
             raise ConfigError(f"hinge: found {self.hinge}, expected a finite number")
         if len(list(self.init)) != 2 or not -math.inf < self.init[0] <= self.init[1] < math.inf:
             raise ConfigError(f"init: found {self.init}, expected two finite numbers, the lower one first")
+
+    def _check_ranking(self) -> None:
+        low, high = self.ranking_sizes
+        if not 0 < low <= high <= 1:
+            raise ConfigError(f"ranking_sizes: found {low} and {high}, expected two fractions, the lower one first")
+        if not 0 <= self.ranking_share < 1:
+            raise ConfigError(f"ranking_share: found {self.ranking_share}, expected a number of at least 0 and below 1")
+        if self.method == "nested" and not self.ranking_steps:
+            raise ConfigError("method nested: found no steps that rank, expected a ranking_share above 0 and a budget")
+
+    @property
+    def ranking_steps(self) -> int:
+        """How many of the steps rank."""
+        return 0 if self.pressure is not None else round(self.ranking_share * self.steps)
 
     def price(self, granularity: str) -> float:
         """The coefficient of a granularity."""

@@ -1,7 +1,7 @@
 """Controllers: pure functions from what was measured to how hard to press.
 
-The user asks for a budget; the pressure (the multiplier of the sparsity penalty) follows the smoothed constraint in log
-space. Everything is a 0-dimensional tensor, so that nothing here waits for a device.
+The user asks for a budget; the effort (the multiplier of the sparsity penalty, or one over the size) follows the smoothed
+constraint in log space. Everything is a 0-dimensional tensor, so that nothing here waits for a device.
 """
 
 import math
@@ -53,21 +53,21 @@ class Budget:
         return torch.stack(loads).amax()
 
 
-class PressureState(NamedTuple):
+class ControlState(NamedTuple):
     """The state of the controller."""
 
     smoothed: Signals
     """Moving averages of the signals, not yet corrected for their start at 0."""
     weight: float
     """How much of a full average they hold."""
-    log_pressure: Scalar
+    log_effort: Scalar
     log_gap: Scalar
     """Log of the load on validation pairs over the load in training, as last seen."""
 
     @property
-    def pressure(self) -> Scalar:
-        """The multiplier of the sparsity penalty."""
-        return self.log_pressure.exp()
+    def effort(self) -> Scalar:
+        """How hard to prune."""
+        return self.log_effort.exp()
 
     @property
     def signals(self) -> Signals:
@@ -76,8 +76,8 @@ class PressureState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PressureController:
-    """Integral control in log space: a pressure that rises while the load is below 1 and falls while it is above.
+class BudgetController:
+    """Integral control in log space: an effort that rises while the load is below 1 and falls while it is above.
 
     The load of the sampled masks on training pairs is measured at every step, that of the circuit on validation pairs now
     and then. The controller follows the first, corrected by the ratio of the two when both were last seen.
@@ -87,42 +87,42 @@ class PressureController:
     steps: int
     """How many steps the run has."""
     start: float = 1.0
-    """The first pressure."""
+    """The first effort."""
     slack: float = 1.5
     """The load that is allowed at the start; it tightens geometrically to 1 over the first part of the run. Gates that are
-    closed early on little evidence can come back while the pressure falls."""
+    closed early on little evidence can come back while the effort falls."""
     tightening: float = 0.8
     """The share of the run over which the slack goes."""
     rise: float = 0.02
-    """Largest rise of the log pressure per step: slow, because a gate needs tens of steps to close, and the KL answers late."""
+    """Largest rise of the log effort per step: slow, because a gate needs tens of steps to close, and the KL answers late."""
     fall: float = 0.05
-    """Largest fall of the log pressure per step."""
+    """Largest fall of the log effort per step."""
     lowest: float = 1e-3
-    """The pressure never falls below: an early overshoot would else take as long to undo as it took to build up."""
+    """The effort never falls below: an early overshoot would else take as long to undo as it took to build up."""
     smoothing: float = 0.9
     """Decay of the moving average of the signals, per step."""
     largest_gap: float = 1.5
     """Largest correction of the log load."""
 
-    def initial(self, device: torch.device | str = "cpu") -> PressureState:
+    def initial(self, device: torch.device | str = "cpu") -> ControlState:
         """The state before the first step."""
         zero = torch.zeros((), device=device)
-        return PressureState(Signals(zero, zero, zero, zero), 0.0, zero + math.log(self.start), zero)
+        return ControlState(Signals(zero, zero, zero, zero), 0.0, zero + math.log(self.start), zero)
 
-    def step(self, step: int, measured: Signals, state: PressureState) -> PressureState:
+    def step(self, step: int, measured: Signals, state: ControlState) -> ControlState:
         """The next state, from the signals of one step."""
         keep = self.smoothing
         smoothed = Signals(*(keep * old + (1 - keep) * new for old, new in zip(state.smoothed, measured, strict=True)))
         after = state._replace(smoothed=smoothed, weight=keep * state.weight + 1 - keep)
         room = self.log_allowed(step) - self._log_load(after.signals) - state.log_gap
         change = torch.where(room > 0, self.rise, self.fall) * room.clamp(-1, 1)
-        return after._replace(log_pressure=(state.log_pressure + change).clamp_min(math.log(self.lowest)))
+        return after._replace(log_effort=(state.log_effort + change).clamp_min(math.log(self.lowest)))
 
     def log_allowed(self, step: int) -> float:
         """Log of the load that is allowed at a step."""
         return math.log(self.slack) * max(0.0, 1 - step / (self.tightening * self.steps))
 
-    def checked(self, validation: Signals, state: PressureState) -> PressureState:
+    def checked(self, validation: Signals, state: ControlState) -> ControlState:
         """The state after a check of the circuit on validation pairs."""
         gap = self._log_load(validation) - self._log_load(state.signals)
         return state._replace(log_gap=gap.clamp(-self.largest_gap, self.largest_gap))

@@ -8,10 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitsieve.masks import Masks
+from circuitsieve.masks import Masks, Scores, with_gradient_of
 from circuitsieve.vocabulary import Granularity, Sampling
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
@@ -79,9 +79,9 @@ class HardConcrete(nn.Module):
                 case Sampling.SOFT:
                     masks[granularity] = soft
                 case Sampling.STRAIGHT_THROUGH:
-                    masks[granularity] = _with_gradient_of(soft, s > 0.5)
+                    masks[granularity] = with_gradient_of(soft, s > 0.5)
                 case Sampling.HARD:
-                    masks[granularity] = _with_gradient_of(torch.sigmoid(log_alpha), s > 0.5)
+                    masks[granularity] = with_gradient_of(torch.sigmoid(log_alpha), s > 0.5)
         return masks
 
     def penalty(self, prices: Mapping[Granularity, Float[Tensor, "#layers _"]]) -> Float[Tensor, ""]:
@@ -96,6 +96,12 @@ class HardConcrete(nn.Module):
         return torch.stack(list(terms)).sum()
 
     @torch.no_grad()
+    def start_at(self, scores: Scores, reach: float) -> None:
+        """Start from scores instead of at random: log_alpha is the score, at most `reach` away from 0."""
+        for granularity, log_alpha in self.scores().items():
+            log_alpha.copy_(scores[granularity].clamp(-reach, reach))
+
+    @torch.no_grad()
     def keep_reversible(self) -> None:
         """Bound log_alpha, so that no gate wanders further away than it can come back from in a few steps."""
         for log_alpha in self.log_alpha.values():
@@ -104,11 +110,6 @@ class HardConcrete(nn.Module):
     def ranking(self) -> dict[Granularity, Float[Tensor, "#layers _"]]:
         """A detached copy of the scores, on the CPU: cutting them at 0 gives the circuit."""
         return {g: log_alpha.detach().cpu().clone() for g, log_alpha in self.scores().items()}
-
-
-def _with_gradient_of(soft: Float[Tensor, "layers n"], hard: Bool[Tensor, "layers n"]) -> Float[Tensor, "layers n"]:
-    """The value of the hard gate, the gradient of the soft one. Exact: soft - soft is 0 in any arithmetic."""
-    return hard.to(soft) + (soft - soft.detach())
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:

@@ -29,3 +29,8 @@ def cut(scores: Scores, threshold: float) -> dict[Granularity, Bool[Tensor, "#la
 def counts(masks: BoolMasks) -> dict[Granularity, tuple[int, int]]:
     """Kept and total nodes of each granularity."""
     return {g: (int(mask.sum()), mask.numel()) for g, mask in masks.items()}
+
+
+def with_gradient_of(soft: Float[Tensor, "layers n"], hard: Bool[Tensor, "layers n"]) -> Float[Tensor, "layers n"]:
+    """The value of the hard mask, the gradient of the soft one. Exact: soft - soft is 0 in any arithmetic."""
+    return hard.to(soft) + (soft - soft.detach())

@@ -4,6 +4,7 @@ All hierarchy is here, in one product (`NodeSpace.compose`); gates, circuits and
 here runs a model.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,15 @@ CONTAINERS: Mapping[Granularity, tuple[Granularity, ...]] = {
     Granularity.MLP_OUT_DIM: (Granularity.LAYER, Granularity.MLP_BLOCK),
 }
 """The granularities whose nodes contain those of a granularity."""
+
+LEAVES = (
+    Granularity.HEAD_DIM,
+    Granularity.MLP_NEURON,
+    Granularity.ATTN_OUT_DIM,
+    Granularity.MLP_OUT_DIM,
+    Granularity.EMBED,
+)
+"""The granularities whose nodes contain no others."""
 
 _WRITE_OF_READ = {SiteKind.ATTN_READ: SiteKind.ATTN_WRITE, SiteKind.MLP_READ: SiteKind.MLP_WRITE}
 _NAME = re.compile(r"L(?P<layer>\d+)\.(?P<granularity>[a-z_]+)(?:\.(?P<index>\d+))?")
@@ -152,7 +162,7 @@ class NodeSpace:
 
     # --- composition ------------------------------------------------------------------------------------------------
 
-    def compose(self, masks: Masks, combine: Callable[[Tensor, Tensor], Tensor] = torch.mul) -> SiteMasks:
+    def compose(self, masks: Masks) -> SiteMasks:
         """The product rule: a unit is kept only if every node that contains it is.
 
         Masks may hold any subset of the granularities; a missing one is open. A site that no mask touches is missing
@@ -165,7 +175,7 @@ class NodeSpace:
                     mask = masks[granularity]
                     if granularity is Granularity.HEAD:
                         mask = mask.repeat_interleave(self.head_dim, dim=1)
-                    composed[kind] = combine(composed[kind], mask) if kind in composed else mask
+                    composed[kind] = composed[kind] * mask if kind in composed else mask
         return composed
 
     def containers_open(
@@ -182,18 +192,50 @@ class NodeSpace:
                     products[granularity] = products[granularity] * mask if granularity in products else mask
         return products
 
-    def unit_scores(self, scores: Scores) -> dict[Granularity, Float[Tensor, "#layers _"]]:
-        """Score of every read-site unit: the minimum over the nodes that contain it (blocks and layers included).
+    def along(
+        self, scores: Scores, combine: Callable[[Tensor, Tensor], Tensor]
+    ) -> dict[Granularity, Float[Tensor, "#layers _"]]:
+        """Scores of the nodes without children, each combined with those of all nodes that contain it.
 
-        Cutting unit scores at a threshold keeps the units that the product rule keeps when nodes are cut there.
+        Units have a score as soon as anything that contains them has one; out dims and the embedding only if they are scored
+        themselves. What is missing is not searched.
         """
-        dims = (Granularity.ATTN_OUT_DIM, Granularity.MLP_OUT_DIM)
-        composed = self.compose({g: s for g, s in scores.items() if g not in dims}, combine=torch.minimum)
-        open_ = torch.tensor(torch.inf)
-        return {
-            unit: torch.minimum(composed.get(read, open_), composed.get(write, open_)).expand(self.shape(unit))
-            for unit, (read, write) in zip(UNIT_GRANULARITIES, _WRITE_OF_READ.items(), strict=True)
-        }
+        leaves: dict[Granularity, Tensor] = {}
+        for leaf in LEAVES:
+            chain = [g for g in (*CONTAINERS.get(leaf, ()), leaf) if g in scores]
+            if leaf in chain or (chain and leaf in UNIT_GRANULARITIES):
+                terms = [
+                    scores[g].repeat_interleave(self.head_dim, dim=1) if g is Granularity.HEAD else scores[g]
+                    for g in chain
+                ]
+                leaves[leaf] = functools.reduce(combine, terms).expand(self.shape(leaf))
+        return leaves
+
+    def summed(self, scores: Scores) -> dict[Granularity, Float[Tensor, "#layers _"]]:
+        """Scores of the nodes without children, those of all nodes that contain them added (nested masks)."""
+        return self.along(scores, torch.add)
+
+    def lowest(self, scores: Scores) -> dict[Granularity, Float[Tensor, "#layers _"]]:
+        """Scores of the nodes without children: the lowest of their own and those of all nodes that contain them.
+
+        Cutting them at a threshold keeps the units that the product rule keeps when all nodes are cut there.
+        """
+        return self.along(scores, torch.minimum)
+
+    def lifted(self, leaves: Scores, granularities: Iterable[Granularity]) -> dict[Granularity, Tensor]:
+        """Scores of nodes of any granularity from those of nodes without children: the highest of what a node contains.
+
+        Cut anywhere, they keep the units that the given scores keep, and what contains those.
+        """
+        lifted: dict[Granularity, Tensor] = {}
+        for granularity in granularities:
+            inside = [
+                score.view(*self.shape(granularity), -1).amax(-1)
+                for leaf, score in leaves.items()
+                if leaf is granularity or (leaf in UNIT_GRANULARITIES and granularity in CONTAINERS[leaf])
+            ]
+            lifted[granularity] = torch.stack(inside).amax(0)
+        return lifted
 
     def fold(self, site_masks: SiteMasks, ablation: Ablation) -> SiteMasks:
         """Move block masks from the write sites into the read sites, where that changes no value.

@@ -54,8 +54,9 @@ class RichReporter:
 
     def step(self, entry: Mapping[str, int | float], config: DiscoveryConfig) -> None:
         """A step of the search is done."""
-        opened = [entry[f"open.{name}"] for name in config.granularities]
-        facts = f"KL {entry['smoothed_kl']:.3f}  open {min(opened):.0%} to {max(opened):.0%}"
+        opened = [share for name, share in entry.items() if name.startswith("open.")]
+        facts = f"KL {entry.get('smoothed_kl', entry['kl']):.3f}"
+        facts += f"  open {min(opened):.0%} to {max(opened):.0%}" if opened else f" at size {entry['drawn_size']:.0%}"
         done = int(entry["step"]) + 1
         in_a_file = not self.console.is_terminal  # where a bar would not show before its end
         if in_a_file and done % max(1, config.steps // 10) == 0:

@@ -25,6 +25,10 @@ SMALL = 0.01
 """Where the cut at 0 keeps nothing, larger sizes are tried from here."""
 WIDENED_CUTS = 4
 """Cuts that narrow down a size found beyond the bracket."""
+AFFORDABLE = (0.02, 1.0)
+"""The sizes between which the start of a phase is looked for."""
+AFFORDABLE_CUTS = 5
+"""Cuts that look for it: to 13 %."""
 MAX_CHECKS = 12
 """So many checks during a run are enough."""
 
@@ -77,14 +81,35 @@ def _measure(
     return Check(step, circuit, ranking, signals, load)
 
 
+def affordable_size(problem: Problem, ranking: Ranking, load: float) -> float:
+    """About the smallest size at which a cut of a ranking costs so much of the budget, on the check pairs.
+
+    Without a budget: the size of the cut at 0.
+    """
+    if problem.config.pressure is not None:
+        return problem.circuit(ranking.cut(0.0)).size
+    low, high = AFFORDABLE
+    batches = check_batches(problem)
+    for _ in range(AFFORDABLE_CUTS):
+        size = math.sqrt(low * high)
+        enough = try_cut(problem, ranking, ranking.threshold_at(size), 0, batches).load <= load
+        low, high = (low, size) if enough else (size, high)
+    return high
+
+
+def check_batches(problem: Problem) -> Sequence[PairBatch]:
+    """The validation batches of a check: always the same."""
+    batches = problem.validation.batches
+    wanted = max(1, CHECK_PAIRS // problem.config.batch_size)
+    return batches[:: max(1, len(batches) // wanted)][:wanted]
+
+
 class Checks:
     """The checks during a run; remembers the best circuit that they saw."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        wanted = max(1, CHECK_PAIRS // problem.config.batch_size)
-        batches = problem.validation.batches
-        self.batches = batches[:: max(1, len(batches) // wanted)][:wanted]
+        self.batches = check_batches(problem)
         allowed = min(MAX_CHECKS, int(VALIDATION_SHARE * 2 * problem.config.steps / len(self.batches)))
         self.every = math.ceil(problem.config.steps / (allowed + 1))
         self.best: Check | None = None

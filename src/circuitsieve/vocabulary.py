@@ -66,6 +66,19 @@ class Ablation(_Word):
         return self in (Ablation.CORRUPTED, Ablation.RESAMPLE)
 
 
+class Method(_Word):
+    """How a circuit is searched."""
+
+    HARD_CONCRETE = (
+        "hard_concrete",
+        "stochastic gates for nodes of every granularity, closed by a pressure (the paper's)",
+    )
+    NESTED = (
+        "nested",
+        "one score per node ranks every unit at every size; then hard masks at the size that the budget allows",
+    )
+
+
 class Sampling(_Word):
     """How gates draw masks, and what gradient they pass on."""
 

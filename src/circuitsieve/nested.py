@@ -1,0 +1,126 @@
+"""Nested masks: one score per node, and from the same scores a mask of any size.
+
+A unit's score is the sum over the nodes that contain it. At size k its mask is `sigmoid((score - t) / T)`, with the threshold
+t for which the masks sum to k. Masks of one ranking are nested: what a small one keeps, every larger one keeps.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from circuitsieve.masks import Masks, Scores, with_gradient_of
+from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
+
+BISECTIONS = 60
+"""Halvings of the interval that the threshold lies in: from any scores to the last bits of float64."""
+REACH = 20.0
+"""So many temperatures beyond the extreme scores a threshold is looked for: a mask there is 2e-9 from 0 or 1."""
+SMALLEST_START = 1e-3
+"""Standard deviation of the scores at the start: enough that no two tie, too little to matter."""
+
+Summed = Callable[[Scores], Scores]
+"""From the scores of nodes to those of units and of what else has no children (`NodeSpace.summed`)."""
+
+
+class Nested(nn.Module):
+    """The scores, and the masks that they give at a size."""
+
+    def __init__(
+        self,
+        shapes: Mapping[Granularity, tuple[int, int]],
+        summed: Summed,
+        *,
+        all_units: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Make the scores, all but equal.
+
+        Args:
+            shapes: [layers, n] of each granularity.
+            summed: adds up scores along the hierarchy.
+            all_units: the units of the whole model: what a size is a share of. Those without scores are always kept.
+            seed: of the start.
+            device: where the scores live.
+        """
+        super().__init__()
+        self.summed, self.all_units = summed, all_units
+        generator = torch.Generator().manual_seed(seed)
+        self.score = nn.ParameterDict()
+        for granularity, shape in shapes.items():
+            values = SMALLEST_START * torch.randn(shape, generator=generator)
+            self.score[granularity] = nn.Parameter(values.to(device))
+
+    def scores(self) -> dict[Granularity, Float[Tensor, "#layers _"]]:
+        """Scores by granularity, not summed; the same tensors that are learned."""
+        return {Granularity(g): score for g, score in self.score.items()}
+
+    def draw(self, size: float, temperature: float, *, hard: bool = False) -> Masks:
+        """Masks of units (and out dims, where they have scores) at a size; differentiable.
+
+        Args:
+            size: the share of all units that is kept: the masks of the units sum to it.
+            temperature: of the soft masks, in units of the score.
+            hard: whether masks are 0 or 1, with the gradient of the soft ones.
+        """
+        scores, units = self._units()
+        find = _cut_between if hard else functools.partial(_bisected, temperature=temperature)
+        threshold = _at_threshold(units, find(units.detach(), kept=self._kept(size, units)), temperature)
+        masks: dict[Granularity, Tensor] = {}
+        for granularity, score in scores.items():
+            soft = torch.sigmoid((score - threshold) / temperature)
+            masks[granularity] = with_gradient_of(soft, score > threshold) if hard else soft
+        return masks
+
+    @torch.no_grad()
+    def ranking(self, size: float) -> dict[Granularity, Float[Tensor, "#layers _"]]:
+        """Summed scores on the CPU, shifted so that the cut at 0 has the size."""
+        scores, units = self._units()
+        threshold = _cut_between(units, kept=self._kept(size, units))
+        return {g: (score - threshold).cpu() for g, score in scores.items()}
+
+    def _units(self) -> tuple[Scores, Float[Tensor, " units"]]:
+        """Summed scores, and those of the units alone in one row."""
+        scores = self.summed(self.scores())
+        return scores, torch.cat([score.flatten() for g, score in scores.items() if g in UNIT_GRANULARITIES])
+
+    def _kept(self, size: float, units: Float[Tensor, " units"]) -> float:
+        """How many of the units with scores a size keeps."""
+        return min(max(size * self.all_units - (self.all_units - len(units)), 0.0), float(len(units)))
+
+
+def _at_threshold(
+    units: Float[Tensor, " units"], threshold: Float[Tensor, ""], temperature: float
+) -> Float[Tensor, ""]:
+    """The threshold, with its gradient.
+
+    sum of sigmoid((s - t) / T) = k defines t as a function of the scores; by the implicit-function theorem dt/ds_i = w_i / sum
+    of w, where w_i is the slope of the i-th mask.
+    """
+    with torch.no_grad():
+        mask = torch.sigmoid((units - threshold) / temperature)
+        slopes = mask * (1 - mask)
+        shares = slopes / slopes.sum().clamp_min(torch.finfo(slopes.dtype).tiny)
+    return threshold + (shares * (units - units.detach())).sum()
+
+
+def _bisected(units: Float[Tensor, " units"], *, kept: float, temperature: float) -> Float[Tensor, ""]:
+    """Where soft masks sum to `kept`. Every step stays on the device."""
+    low, high = units.min() - REACH * temperature, units.max() + REACH * temperature
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        too_many = torch.sigmoid((units - middle) / temperature).sum() > kept
+        low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
+    return (low + high) / 2
+
+
+def _cut_between(units: Float[Tensor, " units"], *, kept: float) -> Float[Tensor, ""]:
+    """Half way between the last score that is kept and the first that is not."""
+    count = min(max(round(kept), 0), len(units))
+    best = units.topk(min(count + 1, len(units))).values
+    if count == 0:
+        return best[0] + 1
+    return best[-1] - 1 if count == len(units) else (best[count - 1] + best[count]) / 2

@@ -1,0 +1,279 @@
+"""The phases of a search: how each draws masks, what it minimises and how hard it prunes.
+
+`hard_concrete` first ranks all nodes with nested soft masks of every size (a warm start that the paper does not have), then
+learns hard-concrete gates under a pressure. `nested` ranks in the same way, then focuses: hard masks of the size at which
+the budget is just met.
+"""
+
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from circuitsieve.circuit import Ranking
+from circuitsieve.control import BudgetController, Signals
+from circuitsieve.gates import HardConcrete
+from circuitsieve.masks import Masks, Scores
+from circuitsieve.nested import Nested
+from circuitsieve.problem import Problem
+from circuitsieve.selection import affordable_size
+from circuitsieve.vocabulary import Method, Sampling
+
+Facts = dict[str, Tensor]
+"""What a phase tells about a step, for the history."""
+
+NOISE_FALLS = (0.3, 0.7)
+"""The shares of a phase between which the sampling noise falls."""
+RANKED_NOISE = 0.3
+"""The sampling noise with which gates start that were ranked before: the order is known, only the border is open."""
+RANKED_REACH = 4.0
+"""The largest log_alpha with which a ranked gate starts."""
+RANKED_PRESSURE = 0.1
+"""The pressure at which ranked gates start."""
+RANKED_SLACK = 1.1
+"""The load at which ranked masks start, and from which they tighten."""
+KL_FLOOR = 0.05
+"""Of the ranking's objective log(KL + this), nats: every size counts alike, and pairs without any loss do not explode."""
+SIZE_RATE = 0.01
+"""The largest change of the log size per step: the masks need time to make up for what a new size changes."""
+TEMPERATURE = 1.0
+"""Of the soft masks; the scale of the scores."""
+
+
+class Phase(ABC):
+    """One part of a search."""
+
+    tries_circuits = True
+    """Whether circuits are tried on validation pairs meanwhile."""
+    clip = math.inf
+    """Largest norm of the gradient of what is learned."""
+
+    def __init__(self, problem: Problem, steps: int, learned: nn.Module) -> None:
+        """Prepare a phase.
+
+        Args:
+            problem: what is searched.
+            steps: of this phase.
+            learned: its parameters are what the optimiser moves.
+        """
+        self.problem, self.config, self.steps, self.learned = problem, problem.config, steps, learned
+
+    @abstractmethod
+    def draw(self, step: int) -> Masks:
+        """The masks of a step, differentiable."""
+
+    @abstractmethod
+    def ranking(self) -> Ranking:
+        """The ranking so far; its cut at 0 is the circuit so far."""
+
+    @abstractmethod
+    def after(self, step: int, signals: Signals) -> Facts:
+        """Take notice of a step that was made."""
+
+    def learning_rate(self, step: int) -> float:
+        """That of a step of the phase."""
+        return falling(self.config.lr_schedule, self.config.lr, self.config.lr_end, step, self.steps)
+
+    def objective(self, step: int, loss: Tensor, masks: Masks) -> Tensor:  # noqa: ARG002 (for those that override it)
+        """What is minimised, from the loss in behaviour."""
+        return loss
+
+    def checked(self, signals: Signals) -> None:  # noqa: B027 (not every phase is steered)
+        """Take notice of a check on validation pairs."""
+
+
+def phases(problem: Problem, now: Callable[[], Problem]) -> Iterator[Phase]:
+    """The phases of a search, one after the other; each begins where the one before ended.
+
+    Args:
+        problem: what is searched.
+        now: the same with the constants learned so far, for choosing where a phase starts.
+    """
+    config, ranked, start = problem.config, None, 1.0
+    if config.ranking_steps:
+        ranked = RankingPhase(problem)
+        yield ranked
+        start = affordable_size(now(), ranked.ranking(), RANKED_SLACK)
+    if ranked is not None and Method(config.method) is Method.NESTED:
+        yield FocusPhase(problem, ranked, start)
+    else:
+        yield HardConcretePhase(problem, None if ranked is None else ranked.leaves(start))
+
+
+def falling(schedule: str, first: float, last: float, step: int, steps: int) -> float:
+    """A learning rate between the first and the last of a phase (constant: the first throughout)."""
+    done = step / max(1, steps - 1)
+    match schedule:
+        case "linear":
+            share = 1 - done
+        case "cosine":
+            share = (1 + math.cos(math.pi * done)) / 2
+        case _:
+            share = 1.0
+    return last + (first - last) * share
+
+
+class RankingPhase(Phase):
+    """Soft nested masks of a random size at each step: one run ranks every unit at every size."""
+
+    tries_circuits = False
+
+    def __init__(self, problem: Problem) -> None:
+        config = problem.config
+        self.nested = Nested(
+            {g: problem.space.shape(g) for g in problem.granularities},
+            problem.space.summed,
+            all_units=problem.space.units,
+            seed=config.seed,
+            device=problem.subject.device,
+        )
+        super().__init__(problem, config.ranking_steps, self.nested)
+        low, high = map(math.log, self.config.ranking_sizes)
+        rng = random.Random(f"sizes {self.config.seed}")
+        self.sizes = [math.exp(rng.uniform(low, high)) for _ in range(self.steps)]
+
+    @override
+    def learning_rate(self, step: int) -> float:
+        first = self.config.ranking_lr
+        return falling("linear", first, first / 4, step, self.steps)
+
+    @override
+    def draw(self, step: int) -> Masks:
+        return self.nested.draw(self.sizes[step], TEMPERATURE)
+
+    @override
+    def objective(self, step: int, loss: Tensor, masks: Masks) -> Tensor:
+        return (loss + KL_FLOOR).log()
+
+    @override
+    def after(self, step: int, signals: Signals) -> Facts:
+        return {"drawn_size": torch.tensor(self.sizes[step])}
+
+    def leaves(self, size: float) -> Scores:
+        """Scores of the nodes without children, shifted so that the cut at 0 has the size."""
+        return self.nested.ranking(size)
+
+    @override
+    def ranking(self) -> Ranking:
+        return Ranking(self.problem.space, self.leaves(math.sqrt(math.prod(self.config.ranking_sizes))))
+
+
+class FocusPhase(Phase):
+    """Hard nested masks of one size, which a controller moves to where the budget is just met."""
+
+    def __init__(self, problem: Problem, ranked: RankingPhase, start: float) -> None:
+        config = problem.config
+        super().__init__(problem, config.steps - config.ranking_steps, ranked.nested)
+        self.nested = ranked.nested
+        self.controller = BudgetController(
+            problem.budget,
+            self.steps,
+            start=1 / start,
+            slack=RANKED_SLACK,
+            lowest=1.0,
+            rise=SIZE_RATE,
+            fall=SIZE_RATE,
+        )
+        self.control = self.controller.initial(problem.subject.device)
+
+    @override
+    def draw(self, step: int) -> Masks:
+        return self.nested.draw(self._size(), TEMPERATURE, hard=True)
+
+    @override
+    def after(self, step: int, signals: Signals) -> Facts:
+        self.control = self.controller.step(step, signals, self.control)
+        return {"smoothed_kl": self.control.signals.kl, "drawn_size": 1 / self.control.effort}
+
+    @override
+    def checked(self, signals: Signals) -> None:
+        self.control = self.controller.checked(signals, self.control)
+
+    @override
+    def ranking(self) -> Ranking:
+        return Ranking(self.problem.space, self.nested.ranking(self._size()))
+
+    def _size(self) -> float:
+        return 1 / float(self.control.effort)
+
+
+class HardConcretePhase(Phase):
+    """Hard-concrete gates under a pressure: fixed, or steered by the budget (arXiv 2512.10903)."""
+
+    def __init__(self, problem: Problem, ranked: Scores | None) -> None:
+        """Start at random, as the paper, or from a ranking.
+
+        Args:
+            problem: what is searched.
+            ranked: scores of the nodes without children; above 0 a gate starts open.
+        """
+        config = problem.config
+        self.gates = HardConcrete(
+            {g: problem.space.shape(g) for g in problem.granularities},
+            seed=config.seed,
+            sampling=Sampling(config.sampling),
+            init=config.init,
+            device=problem.subject.device,
+        )
+        super().__init__(problem, config.steps - config.ranking_steps, self.gates)
+        self.clip = config.clip
+        self.controller, self.first_noise = BudgetController(problem.budget, self.steps), 1.0
+        if ranked is not None:
+            self.gates.start_at(problem.space.lifted(ranked, problem.granularities), RANKED_REACH)
+            self.controller = replace(self.controller, start=RANKED_PRESSURE, slack=RANKED_SLACK)
+            self.first_noise = RANKED_NOISE
+        self.control = self.controller.initial(problem.subject.device)
+        self.ranked, self.penalty = ranked, torch.zeros(())
+
+    @override
+    def draw(self, step: int) -> Masks:
+        return self.gates.draw(step, self.noise_scale(step))
+
+    @override
+    def objective(self, step: int, loss: Tensor, masks: Masks) -> Tensor:
+        self.penalty = self.gates.penalty(self.problem.prices(masks))
+        return loss + self._pressure(step) * self.penalty
+
+    @override
+    def after(self, step: int, signals: Signals) -> Facts:
+        if self.gates.sampling is Sampling.HARD:
+            self.gates.keep_reversible()
+        pressure = self._pressure(step)
+        self.control = self.controller.step(step, signals, self.control)
+        return {
+            "smoothed_kl": self.control.signals.kl,
+            "pressure": pressure,
+            "penalty": self.penalty.detach(),
+            **{f"open.{g}": (scores > 0).float().mean() for g, scores in self.gates.scores().items()},
+        }
+
+    @override
+    def checked(self, signals: Signals) -> None:
+        self.control = self.controller.checked(signals, self.control)
+
+    @override
+    def ranking(self) -> Ranking:
+        """By log_alpha; where gates were ranked before, what they close keeps the order of that ranking."""
+        scores = self.gates.ranking()
+        if self.ranked is not None:
+            lowest = self.problem.space.lowest(scores)
+            above_all = max(float(leaf.max()) for leaf in self.ranked.values()) + 1
+            scores = {g: torch.where(lowest[g] > 0, lowest[g], leaf - above_all) for g, leaf in self.ranked.items()}
+        return Ranking(self.problem.space, scores)
+
+    def noise_scale(self, step: int) -> float:
+        """The share of the sampling noise at a step: falls linearly from the first to the final share, which then stays."""
+        begin, end = NOISE_FALLS
+        fallen = min(1.0, max(0.0, (step / max(1, self.steps - 1) - begin) / (end - begin)))
+        return self.first_noise + (min(self.config.final_noise, self.first_noise) - self.first_noise) * fallen
+
+    def _pressure(self, step: int) -> Tensor:
+        """The fixed pressure or the controller's, faded in over the warm-up."""
+        fixed = self.config.pressure
+        pressure = self.control.effort if fixed is None else torch.tensor(fixed, device=self.problem.subject.device)
+        return pressure * min(1.0, (step + 1) / max(1, self.config.warmup))

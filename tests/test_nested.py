@@ -1,0 +1,172 @@
+"""Nested masks: their sum, their order, their gradient, and the hierarchy that they add up along."""
+
+import itertools
+
+import pytest
+import torch
+
+from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.instrument import Subject
+from circuitsieve.nested import Nested
+from circuitsieve.nodes import NodeSpace
+from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
+from models import random_masks, shared
+
+G = Granularity
+SEARCHED = [
+    (G.ATTN_BLOCK, G.MLP_BLOCK, G.HEAD, G.HEAD_DIM, G.MLP_NEURON),
+    (G.HEAD, G.MLP_NEURON),
+    (G.LAYER,),
+    (G.MLP_BLOCK,),
+    tuple(G),
+]
+
+
+def nested_at_random(space: NodeSpace, granularities: tuple[Granularity, ...], seed: int = 0) -> Nested:
+    """Scores of the spread that learning ends with."""
+    nested = Nested({g: space.shape(g) for g in granularities}, space.summed, all_units=space.units, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for score in nested.score.values():
+            score.copy_(2 * torch.randn(score.shape, generator=generator))
+    return nested
+
+
+def kept_units(masks: dict[Granularity, torch.Tensor]) -> float:
+    return sum(mask.detach().double().sum().item() for g, mask in masks.items() if g in UNIT_GRANULARITIES)
+
+
+@pytest.mark.parametrize("granularities", [*SEARCHED[:3], tuple(G)], ids=len)
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 3.0])
+def test_soft_masks_sum_to_the_size(granularities: tuple[Granularity, ...], temperature: float):
+    nested = nested_at_random(shared("llama").space, granularities)
+    for share in (0.001, 0.1, 0.5, 0.99):
+        masks = nested.draw(share, temperature)
+        assert kept_units(masks) == pytest.approx(share * shared("llama").space.units, rel=1e-4)
+        assert all(((mask > 0) & (mask < 1)).all() for mask in masks.values()) or temperature < 1
+
+
+def test_hard_masks_keep_the_best_units(subject: Subject):
+    nested = nested_at_random(subject.space, SEARCHED[0])
+    scores = torch.cat([s.flatten() for s in subject.space.summed(nested.scores()).values()]).detach()
+    assert len(scores.unique()) == len(scores) == subject.space.units
+    units = subject.space.units
+    for kept in (0, 1, 7, 30, units - 1, units, units + 5):
+        masks = nested.draw(kept / units, 1.0, hard=True)
+        flat = torch.cat([mask.flatten() for mask in masks.values()]).detach()
+        best = scores.argsort(descending=True)[:kept]
+        assert set(flat.nonzero().flatten().tolist()) == set(best.tolist())
+        assert flat.unique().tolist() == ([0, 1] if 0 < kept < units else [float(kept > 0)])
+
+
+def test_masks_of_larger_sizes_contain_those_of_smaller_ones():
+    nested = nested_at_random(shared("gpt2").space, tuple(G))
+    sizes = [0.05, 0.2, 0.6, 0.9]
+    for smaller, larger in itertools.pairwise(nested.draw(s, 0.7) for s in sizes):
+        assert all((smaller[g] <= larger[g]).all() for g in smaller)
+
+
+@pytest.mark.parametrize("granularities", SEARCHED, ids=len)
+def test_scores_add_up_along_the_hierarchy(subject: Subject, granularities: tuple[Granularity, ...]):
+    """Against the sum written out unit by unit."""
+    space = subject.space
+    scores = {g: score.double() for g, score in random_masks(space, 3, soft=True).items() if g in granularities}
+    summed = space.summed(scores)
+
+    def score(granularity: Granularity, layer: int, index: int) -> float:
+        return float(scores[granularity][layer, index]) if granularity in scores else 0.0
+
+    for layer in range(space.layers):
+        attn = score(G.LAYER, layer, 0) + score(G.ATTN_BLOCK, layer, 0)
+        mlp = score(G.LAYER, layer, 0) + score(G.MLP_BLOCK, layer, 0)
+        for i in range(space.heads * space.head_dim if G.HEAD_DIM in summed else 0):
+            expected = attn + score(G.HEAD, layer, i // space.head_dim) + score(G.HEAD_DIM, layer, i)
+            assert float(summed[G.HEAD_DIM][layer, i]) == pytest.approx(expected)
+        for i in range(space.neurons if G.MLP_NEURON in summed else 0):
+            assert float(summed[G.MLP_NEURON][layer, i]) == pytest.approx(mlp + score(G.MLP_NEURON, layer, i))
+        for dims, block in ((G.ATTN_OUT_DIM, attn), (G.MLP_OUT_DIM, mlp)):
+            for i in range(space.width if dims in summed else 0):
+                assert float(summed[dims][layer, i]) == pytest.approx(block + score(dims, layer, i))
+    leaves = {leaf for leaf in (G.ATTN_OUT_DIM, G.MLP_OUT_DIM, G.EMBED) if leaf in granularities}
+    attention = {G.LAYER, G.ATTN_BLOCK, G.HEAD, G.HEAD_DIM} & set(granularities)
+    mlps = {G.LAYER, G.MLP_BLOCK, G.MLP_NEURON} & set(granularities)
+    assert set(summed) == leaves | ({G.HEAD_DIM} if attention else set()) | ({G.MLP_NEURON} if mlps else set())
+
+
+@pytest.mark.parametrize("granularities", SEARCHED, ids=len)
+def test_lifted_scores_cut_to_the_same_units(subject: Subject, granularities: tuple[Granularity, ...]):
+    """Whatever the granularities of a ranking are, its circuits are those of the scores of the units."""
+    space = subject.space
+    nested = nested_at_random(space, granularities, seed=4)
+    leaves = nested.ranking(0.4)
+    lifted = space.lifted(leaves, granularities)
+    assert {g: tuple(score.shape) for g, score in lifted.items()} == {g: space.shape(g) for g in granularities}
+    for threshold in (-2.0, -0.5, 0.0, 0.7, 2.5):
+        circuits = [Circuit(space, Ranking(space, scores).cut(threshold)) for scores in (leaves, lifted)]
+        assert all(torch.equal(circuits[0].masks[g], circuits[1].masks[g]) for g in G)
+    sizes = [Circuit(space, Ranking(space, lifted).cut(t)).size for t in (-2.0, 2.5)]
+    assert sizes[0] > sizes[1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_the_ranking_cut_at_zero_keeps_so_many_units(subject: Subject, share: float):
+    nested = nested_at_random(subject.space, SEARCHED[0])
+    ranking = Ranking(subject.space, nested.ranking(share))
+    kept = sum(int(mask.sum()) for mask in ranking.cut(0.0).values())
+    assert kept == round(share * subject.space.units)
+
+
+@pytest.mark.parametrize("granularities", SEARCHED, ids=len)
+def test_gradients_pass_through_the_threshold(granularities: tuple[Granularity, ...]):
+    """float64, central differences of a random linear function of the masks, by every score."""
+    space = shared("llama").space
+    nested = nested_at_random(space, granularities, seed=1).double()
+    weights = {g: torch.randn(space.shape(g), dtype=torch.float64) for g in space.summed(nested.scores())}
+
+    def value() -> torch.Tensor:
+        masks = nested.draw(0.6, 1.3)
+        return torch.stack([(masks[g] * weights[g]).sum() for g in weights]).sum()
+
+    value().backward()
+    step = 1e-4
+    for score in nested.score.values():
+        indices = torch.randperm(score.numel())[:15]
+        for index in indices.tolist():
+            flat = score.data.view(-1)
+            original = flat[index].item()
+            flat[index] = original + step
+            above = value().item()
+            flat[index] = original - step
+            below = value().item()
+            flat[index] = original
+            found = score.grad.view(-1)[index].item()
+            assert found == pytest.approx((above - below) / (2 * step), rel=1e-4, abs=1e-7)
+
+
+def test_hard_masks_have_the_gradient_of_soft_ones_at_their_threshold():
+    space = shared("llama").space
+    nested = nested_at_random(space, SEARCHED[0])
+    sum(mask.sum() for mask in nested.draw(0.3, 1.0, hard=True).values()).backward()
+    # Moving scores never changes how many units are kept, so the gradient of their number is 0 ...
+    assert all(score.grad.abs().max() < 1e-4 for score in nested.score.values())
+    nested.zero_grad()
+    masks = nested.draw(0.3, 1.0, hard=True)
+    neurons = masks[G.MLP_NEURON]
+    neurons[0, 3].backward()
+    grad = nested.score[G.MLP_NEURON].grad
+    # ... and that of one mask presses on all others.
+    assert grad[0, 3] > 0
+    assert (grad < 0).sum() > grad.numel() / 2
+
+
+def test_units_without_scores_are_kept_and_counted():
+    """Of two halves, heads and neurons, only the second is searched: no size below the first half can be reached."""
+    space = shared("llama").space
+    nested = nested_at_random(space, (G.MLP_NEURON,))
+    neurons, units = space.layers * space.neurons, space.units
+    fixed = units - neurons
+    for size in (0.1, fixed / units, 0.8, 1.0):
+        circuit = Circuit(space, Ranking(space, nested.ranking(size)).cut(0.0))
+        assert circuit.size == pytest.approx(max(size, fixed / units), abs=1 / units)
+        soft = nested.draw(size, 1.0)[G.MLP_NEURON].sum().item()
+        assert soft == pytest.approx(max(size * units - fixed, 0), abs=1e-2)
