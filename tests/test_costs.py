@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from circuitsieve.architectures import Projection
+from circuitsieve.costs import ParameterCount, parameters
 from circuitsieve.instrument import Subject, masked
-from circuitsieve.nodes import ParameterCount
 from circuitsieve.vocabulary import Granularity, SiteKind
 from models import POST_NORM, WIDTH, each_family, fresh, random_ids, random_masks, shared
 
@@ -94,10 +94,10 @@ def test_count_equals_surgery(subject: Subject):
     for seed in range(6):
         masks = random_masks(subject.space, seed)
         counted.append(sum(int(entries.sum()) for entries in keep_by_surgery(subject, masks).values()))
-        assert subject.space.parameters(masks) == ParameterCount(counted[-1], total(subject))
+        assert parameters(subject.space, masks) == ParameterCount(counted[-1], total(subject))
     assert len(set(counted)) > 3
-    assert subject.space.parameters({}) == ParameterCount(total(subject), total(subject))
-    assert subject.space.parameters(subject.space.full(False)).kept == 0
+    assert parameters(subject.space, {}) == ParameterCount(total(subject), total(subject))
+    assert parameters(subject.space, subject.space.full(False)).kept == 0
 
 
 @each_family
@@ -124,6 +124,6 @@ def test_kept_parameters_are_those_that_matter(family: str):
                     if (name, kind) == ("k", "bias"):
                         matters = matters & rotated(subject)
                     assert torch.equal(gradient.abs() > 1e-13, matters), (layer, name, kind)
-        counted.append(subject.space.parameters(masks).kept)
+        counted.append(parameters(subject.space, masks).kept)
         assert counted[-1] == sum(int(entries.sum()) for entries in kept.values())
     assert max(counted) > 0.2 * total(subject)

@@ -205,8 +205,9 @@ def test_what_gates_close_keeps_the_order_of_the_ranking(planted: GPT2LMHeadMode
     }
     phase = HardConcretePhase(problem, leaves)
     with torch.no_grad():
-        for log_alpha in phase.gates.scores().values():
+        for granularity, log_alpha in phase.gates.scores().items():
             log_alpha += torch.randn(log_alpha.shape, generator=generator)
+            phase.averages[granularity].copy_(log_alpha)
     own, ranking = Ranking(space, phase.gates.ranking()), phase.ranking()
     circuits = [Circuit(space, scores.cut(0.0)) for scores in (own, ranking)]
     assert all(torch.equal(circuits[0].masks[g], circuits[1].masks[g]) for g in Granularity)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from circuitsieve.costs import parameters
 from circuitsieve.instrument import Subject, answer_logits, masked, record
 from circuitsieve.objective import kl, log_probs
 from circuitsieve.vocabulary import Granularity, Site, SiteKind
@@ -165,10 +166,10 @@ def test_kl(micro: Subject):
 def test_costs(micro: Subject):
     """q, k, v, o: four 4 x 2 matrices; gate, up, down: three 2 x 2 ones: 44 in all. Without head 1: half of q, k, v and o."""
     masks = micro.space.full()
-    assert micro.space.parameters(masks).total == 44
+    assert parameters(micro.space, masks).total == 44
     assert micro.space.units == 6
     masks[G.HEAD][0, 1] = False
-    assert micro.space.parameters(masks).kept == 16 + 12
+    assert parameters(micro.space, masks).kept == 16 + 12
     assert micro.space.size(masks) == pytest.approx(4 / 6)
     masks[G.MLP_OUT_DIM][0, 0] = masks[G.MLP_NEURON][0, 1] = False
-    assert micro.space.parameters(masks).kept == 16 + 2 + 2 + 1
+    assert parameters(micro.space, masks).kept == 16 + 2 + 2 + 1

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitsieve.costs import ParameterCount, parameters
 from circuitsieve.errors import ConfigError
 from circuitsieve.masks import BoolMasks, Scores, counts, cut, equal
-from circuitsieve.nodes import Activations, NodeSpace, ParameterCount, SiteMasks
+from circuitsieve.nodes import Activations, NodeSpace, SiteMasks
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation, Granularity, SiteKind
 
 
@@ -99,7 +100,7 @@ class Circuit:
     @property
     def parameters(self) -> ParameterCount:
         """Exact parameters of the projections that a surgically reduced copy would keep, and all of them."""
-        return self.space.parameters(self.masks)
+        return parameters(self.space, self.masks)
 
     def nodes(self, *granularities: Granularity) -> list[str]:
         """Names of the kept nodes of the given granularities (all of them by default)."""

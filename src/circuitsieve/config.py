@@ -58,7 +58,7 @@ class DiscoveryConfig:
     ablation: str = "corrupted"
     """What ablated nodes are replaced by: corrupted, mean, mean_positional, zero or resample."""
 
-    ranking_share: float = 0.4
+    ranking_share: float = 0.3
     """The share of the steps that rank all nodes first, by nested soft masks of every size (paper: 0; ignored with a fixed
     pressure, where gates start as the paper does)."""
 
@@ -77,13 +77,13 @@ class DiscoveryConfig:
     hinge: float | None = None
     """Adds how far the logit difference falls short of this margin to the objective."""
 
-    steps: int = 600
+    steps: int = 700
     """Optimiser steps."""
 
     batch_size: int = 16
     """Pairs per step."""
 
-    lr: float = 0.1
+    lr: float = 0.15
     """Learning rate of the gates (Adam, without weight decay)."""
 
     lr_schedule: str = "linear"
@@ -108,7 +108,7 @@ class DiscoveryConfig:
     """What training computes in: model (as it was loaded), bfloat16 or auto (bfloat16 for a float32 model of 20 million
     parameters or more, where the device computes in it). Circuits are always chosen and judged in the model's own."""
 
-    memory_gb: float = 6.0
+    memory_gb: float = 8.0
     """How many gigabytes of corrupted activations are kept between steps; what exceeds it is recomputed."""
 
     def __post_init__(self) -> None:

@@ -8,7 +8,6 @@ import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -72,13 +71,6 @@ class Node:
         if self.granularity in (Granularity.LAYER, Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK):
             return f"L{self.layer}.{self.granularity}"
         return f"L{self.layer}.{self.granularity}.{self.index}"
-
-
-class ParameterCount(NamedTuple):
-    """Parameters of the attention and MLP projections; embeddings, norms and the unembedding are apart."""
-
-    kept: int
-    total: int
 
 
 @dataclass(frozen=True)
@@ -266,7 +258,7 @@ class NodeSpace:
             return not self.biases & {"attn_out", "mlp_out"}
         return ablation.is_run or not self.post_norm
 
-    # --- costs ------------------------------------------------------------------------------------------------------
+    # --- sizes ------------------------------------------------------------------------------------------------------
 
     def kept_units(self, masks: BoolMasks) -> dict[SiteKind, Bool[Tensor, "#layers _"]]:
         """The units that survive every node that contains them: per read site, and the out dims per write site."""
@@ -282,38 +274,6 @@ class NodeSpace:
         """The kept share of the read-site units, in [0, 1]."""
         kept = self.kept_units(masks)
         return int(kept[SiteKind.ATTN_READ].sum() + kept[SiteKind.MLP_READ].sum()) / self.units
-
-    def parameters(self, masks: BoolMasks) -> ParameterCount:
-        """Exact parameters of the projections that a surgically reduced copy would keep.
-
-        Q: rows of kept heads. K: rows of the key/value groups that a kept head uses. (All rows of both where a norm runs over
-        all heads.) V: per group the union of its kept heads' kept dims. O: kept head dims x kept out dims. MLP inputs: rows
-        of kept neurons. Down: kept neurons x kept out dims (all out dims where a norm that reads them follows). With their
-        biases; a closed block keeps none.
-        """
-        return ParameterCount(self._count(masks), self._count(self.full()))
-
-    def _count(self, masks: BoolMasks) -> int:
-        kept = self.kept_units(masks)
-        dims = kept[SiteKind.ATTN_READ].view(self.layers, self.kv_heads, self.heads // self.kv_heads, self.head_dim)
-        heads = dims.any(-1)
-        row = {name: self.width + (name in self.biases) for name in ("q", "k", "v", "mlp_in")}
-        groups = heads.any(-1)
-        if self.joint_qk_norm:
-            open_ = groups.any(1)[:, None]
-            heads, groups = open_[..., None].expand_as(heads), open_.expand_as(groups)
-        queries = int(heads.sum()) * self.head_dim * row["q"]
-        keys = int(groups.sum()) * self.head_dim * row["k"]
-        values = int(dims.any(2).sum()) * row["v"]
-        attn_writes, mlp_writes = (
-            writes.any(1) * self.width if self.post_norm else writes.sum(1)
-            for writes in (kept[SiteKind.ATTN_WRITE], kept[SiteKind.MLP_WRITE])
-        )
-        attn_out = int(((kept[SiteKind.ATTN_READ].sum(1) + ("attn_out" in self.biases)) * attn_writes).sum())
-        neurons = kept[SiteKind.MLP_READ].sum(1)
-        mlp_in = int(neurons.sum()) * self.mlp_inputs * row["mlp_in"]
-        mlp_out = int(((neurons + ("mlp_out" in self.biases)) * mlp_writes).sum())
-        return queries + keys + values + attn_out + mlp_in + mlp_out
 
 
 def node_space(model: PreTrainedModel, architecture: Architecture) -> NodeSpace:

@@ -35,8 +35,10 @@ RANKED_REACH = 4.0
 """The largest log_alpha with which a ranked gate starts."""
 RANKED_PRESSURE = 0.1
 """The pressure at which ranked gates start."""
-RANKED_SLACK = 1.1
+RANKED_SLACK = 1.3
 """The load at which ranked masks start, and from which they tighten."""
+AVERAGING = 0.97
+"""Decay per step of the moving average of log_alpha: single steps are mostly noise."""
 KL_FLOOR = 0.05
 """Of the ranking's objective log(KL + this), nats: every size counts alike, and pairs without any loss do not explode."""
 SIZE_RATE = 0.01
@@ -229,6 +231,7 @@ class HardConcretePhase(Phase):
             self.first_noise = RANKED_NOISE
         self.control = self.controller.initial(problem.subject.device)
         self.ranked, self.penalty = ranked, torch.zeros(())
+        self.averages = {g: log_alpha.detach().clone() for g, log_alpha in self.gates.scores().items()}
 
     @override
     def draw(self, step: int) -> Masks:
@@ -243,6 +246,9 @@ class HardConcretePhase(Phase):
     def after(self, step: int, signals: Signals) -> Facts:
         if self.gates.sampling is Sampling.HARD:
             self.gates.keep_reversible()
+        if self.ranked is not None:
+            for granularity, now in self.gates.scores().items():
+                self.averages[granularity].lerp_(now.detach(), 1 - AVERAGING)
         pressure = self._pressure(step)
         self.control = self.controller.step(step, signals, self.control)
         return {
@@ -258,10 +264,10 @@ class HardConcretePhase(Phase):
 
     @override
     def ranking(self) -> Ranking:
-        """By log_alpha; where gates were ranked before, what they close keeps the order of that ranking."""
-        scores = self.gates.ranking()
+        """By log_alpha. After a ranking: by its moving average, and what that closes keeps the order of the ranking."""
+        scores: Scores = self.gates.ranking()
         if self.ranked is not None:
-            lowest = self.problem.space.lowest(scores)
+            lowest = self.problem.space.lowest({g: average.cpu() for g, average in self.averages.items()})
             above_all = max(float(leaf.max()) for leaf in self.ranked.values()) + 1
             scores = {g: torch.where(lowest[g] > 0, lowest[g], leaf - above_all) for g, leaf in self.ranked.items()}
         return Ranking(self.problem.space, scores)

@@ -29,7 +29,7 @@ SMALLEST_EFFECT = 1e-3
 """Of the metric: a full model nearer than this to the empty circuit leaves no faithfulness to ask for."""
 LARGE = 20_000_000
 """Parameters: a smaller model gains nothing from a lower precision."""
-VALIDATION_MEMORY = 0.25
+VALIDATION_MEMORY = 0.1
 """The share of the memory for references that validation pairs get."""
 
 

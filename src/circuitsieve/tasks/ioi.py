@@ -41,18 +41,18 @@ flower painting necklace coin blanket
 _SENTENCES = """
 When {A} and {B} came back from the {place}, {S2} gave a {object} to
 While {A} and {B} waited at the {place}, {S2} handed a {object} to
-After {A} and {B} walked to the {place}, {S2} offered a {object} to
+At the {place}, {A} and {B} met, and {S2} gave a {object} to
 Last week {A} and {B} met near the {place}, and {S2} lent a {object} to
 On Sunday {A} and {B} worked at the {place}, and {S2} gave a {object} to
 Because {A} and {B} had argued at the {place}, {S2} sent a {object} to
-Before {A} and {B} said goodbye at the {place}, {S2} gave a {object} to
-Yesterday {A} and {B} went to the {place}, where {S2} presented a {object} to
-Although {A} and {B} disliked the {place}, {S2} stayed and gave a {object} to
-As soon as {A} and {B} entered the {place}, {S2} handed a {object} to
-At last {A} and {B} found the {place}, and {S2} gave a {object} to
-It was raining when {A} and {B} reached the {place}, but {S2} gave a {object} to
-That night {A} and {B} danced at the {place}, and {S2} showed a {object} to
-Somebody saw {A} and {B} at the {place} just before {S2} passed a {object} to
+When {A} and {B} bought a {object} at the {place}, {S2} handed it to
+In the morning {A} and {B} met at the {place}, and {S2} gave a {object} to
+Yesterday {A} and {B} met at the {place}, and {S2} gave a {object} to
+One day {A} and {B} went to the {place}, and {S2} gave a {object} to
+The night {A} and {B} stayed at the {place}, {S2} gave a {object} to
+The day {A} and {B} met at the {place}, {S2} gave a {object} to
+When {A} and {B} were at the {place}, {S2} borrowed a {object} from
+When {A} and {B} went to the {place}, {S2} gave a {object} to
 At first {A} and {B} were strangers at the {place}, but {S2} promised a {object} to
 """.strip().splitlines()
 
