@@ -1,5 +1,6 @@
 """The command line from the first flag to the last table, on a tiny random model and a file of pairs."""
 
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import circuitsieve
 from circuitsieve import cli
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.gates import HardConcrete
+from circuitsieve.nested import Nested
 from circuitsieve.nodes import NodeSpace
 from circuitsieve.pairs import SPLITS, Pair
 from circuitsieve.runs import RunFolder
@@ -45,8 +47,8 @@ def called(capsys: pytest.CaptureFixture[str]) -> Called:
 @pytest.fixture
 def discover(home: Path, tmp_path: Path, called: Called) -> Called:
     """A short discovery into the folder `new`."""
-    words = ["discover", "--model", home / "model", "--out", tmp_path / "new", "--steps", 3]
-    return lambda *more, task=home / "pairs.jsonl": called(*words, "--task", task, *more)
+    words = ["discover", "--model", home / "model", "--out", tmp_path / "new"]
+    return lambda *more, task=home / "pairs.jsonl", steps=3: called(*words, "--task", task, "--steps", steps, *more)
 
 
 def document(output: Output) -> dict:
@@ -146,6 +148,15 @@ def test_every_ablation_goes_the_whole_way(called, discover, tmp_path, ablation)
     assert again["test"] == pytest.approx(first["test"])
 
 
+def test_nested_masks_go_the_whole_way(called, discover, tmp_path):
+    first = document(discover("--method", "nested", "--json", steps=10))
+    again = document(called("evaluate", tmp_path / "new", "--json"))
+    assert again["test"] == pytest.approx(first["test"])
+    history = [json.loads(line) for line in (tmp_path / "new/history.jsonl").read_text().splitlines()]
+    assert all(0 < entry["drawn_size"] <= 1 for entry in history)
+    assert ["smoothed_kl" in entry for entry in history] == [False] * 3 + [True] * 7
+
+
 def test_flags_come_on_top_of_a_file(discover, tmp_path):
     (tmp_path / "settings.json").write_text('{"granularities": ["head", "mlp_neuron"], "lr": 0.5, "pressure": 1}')
     output = discover("--config", tmp_path / "settings.json", "--lr", 0.25, "--penalty", "head=2", "mlp_neuron=0.5")
@@ -195,19 +206,24 @@ def test_only_correct_counts_what_it_drops(discover, tmp_path):
 # --- interrupts ---------------------------------------------------------------------------------------------------------
 
 
-def test_interrupted_search_leaves_a_run_to_evaluate(called, discover, tmp_path, monkeypatch):
-    draw = HardConcrete.draw
+@pytest.mark.parametrize(("drawing", "done"), [(Nested, 2), (HardConcrete, 5)], ids=["ranking", "gates"])
+def test_interrupted_search_leaves_a_run_to_evaluate(called, discover, tmp_path, monkeypatch, drawing, done):
+    """Of ten steps the first three rank."""
+    draw, calls = drawing.draw, itertools.count()
 
-    def interrupted(self: HardConcrete, step: int, *more: object, **others: object) -> object:
-        if step == 2:
+    def interrupted(self: object, *words: object, **others: object) -> object:
+        if next(calls) == 2:
             raise KeyboardInterrupt
-        return draw(self, step, *more, **others)
+        return draw(self, *words, **others)
 
-    monkeypatch.setattr(HardConcrete, "draw", interrupted)
-    output = discover()
+    monkeypatch.setattr(drawing, "draw", interrupted)
+    output = discover(steps=10)
     assert output.status == 130
-    assert f"interrupted after 2 of 3 steps; the circuit so far lies in {tmp_path}/new, evaluate it with" in output.err
-    assert len((tmp_path / "new/history.jsonl").read_text().splitlines()) == 2
+    assert (
+        f"interrupted after {done} of 10 steps; the circuit so far lies in {tmp_path}/new, evaluate it with"
+        in output.err
+    )
+    assert len((tmp_path / "new/history.jsonl").read_text().splitlines()) == done
     assert not (tmp_path / "new/card.json").exists()
     assert "Not evaluated yet" in called("show", tmp_path / "new").out
     assert document(called("evaluate", tmp_path / "new", "--json"))["test"]["kl"] >= 0

@@ -65,6 +65,15 @@ def test_new_budget_takes_the_place_of_the_old_one():
             {"ablation": "none"},
             "ablation: found 'none', expected one of corrupted, mean, mean_positional, zero, resample",
         ),
+        (
+            {"method": "nestled"},
+            "method: found 'nestled', expected one of hard_concrete, nested; did you mean 'nested'?",
+        ),
+        (
+            {"method": "nested", "ranking_share": 0.0},
+            "method nested: found no steps that rank, expected a ranking_share above 0 and a budget",
+        ),
+        ({"method": "nested", "pressure": 1.0}, "method nested: found no steps that rank"),
         ({"sampling": "warm"}, "sampling: found 'warm', expected one of "),
         ({"lr_schedule": "cos"}, "lr_schedule: found 'cos', expected one of constant, linear, cosine"),
         ({"init": [3.5, 2.5]}, "init: found (3.5, 2.5), expected two finite numbers, the lower one first"),
@@ -88,10 +97,19 @@ WHOLE, ABOVE, NOT_BELOW = "a whole number", "a finite number above 0", "a finite
             for setting in ("steps", "batch_size", "warmup", "seed")
             for bad in (1.5, 2.0, NAN, INF)
         ),
-        *((setting, bad, ABOVE) for setting in ("max_kl", "pressure", "lr", "clip") for bad in (0, -1, NAN, INF)),
+        *(
+            (setting, bad, ABOVE)
+            for setting in ("max_kl", "pressure", "lr", "ranking_lr", "clip")
+            for bad in (0, -1, NAN, INF)
+        ),
         *(("max_accuracy_drop", bad, ABOVE) for bad in (0, -0.1, NAN, INF)),
         *((setting, bad, NOT_BELOW) for setting in ("depth_factor", "memory_gb", "lr_end") for bad in (-1, NAN, INF)),
         *(("min_faithfulness", bad, "a number between 0 and 1") for bad in (0, 1, -0.5, 1.5, NAN)),
+        *(("ranking_share", bad, "a number of at least 0 and below 1") for bad in (-0.1, 1, NAN)),
+        *(
+            ("ranking_sizes", bad, "two")
+            for bad in ([0.5], [0.5, 0.1], [0, 0.5], [0.1, 1.1], [NAN, 0.5], [0.1, 0.2, 0.3])
+        ),
         *(("hinge", bad, "a finite number") for bad in (NAN, INF, -INF)),
         *(("init", bad, "two") for bad in ([1.0], [2.5, NAN], [-INF, 1.0], [1.0, INF], [1.0, 2.0, 3.0])),
     ],

@@ -51,6 +51,13 @@ def test_the_correction_is_bounded() -> None:
     assert float(state.log_gap) == pytest.approx(controller.largest_gap)
 
 
+def test_a_gap_that_is_expected_is_kept_to_before_and_after_checks() -> None:
+    controller = BudgetController(Budget(max_kl=0.1), steps=100, slack=1.0, smallest_gap=math.log(2))
+    assert float(settle(controller, 0.2).signals.kl) == pytest.approx(0.05, rel=0.02)
+    checked = controller.checked(signals(kl=0.05), settle(controller, 0.2))  # as good as in training, so far
+    assert float(checked.log_gap) == pytest.approx(math.log(2))
+
+
 def test_the_effort_never_falls_below_its_floor() -> None:
     controller = BudgetController(Budget(max_kl=0.1), steps=100)
     state = settle(controller, plant=1e9, steps=2000)

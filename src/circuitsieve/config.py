@@ -77,7 +77,7 @@ class DiscoveryConfig:
     hinge: float | None = None
     """Adds how far the logit difference falls short of this margin to the objective."""
 
-    steps: int = 700
+    steps: int = 750
     """Optimiser steps."""
 
     batch_size: int = 16
@@ -171,9 +171,9 @@ class DiscoveryConfig:
             raise ConfigError(f"init: found {self.init}, expected two finite numbers, the lower one first")
 
     def _check_ranking(self) -> None:
-        low, high = self.ranking_sizes
-        if not 0 < low <= high <= 1:
-            raise ConfigError(f"ranking_sizes: found {low} and {high}, expected two fractions, the lower one first")
+        sizes = self.ranking_sizes
+        if len(list(sizes)) != 2 or not 0 < sizes[0] <= sizes[1] <= 1:
+            raise ConfigError(f"ranking_sizes: found {sizes}, expected two fractions, the lower one first")
         if not 0 <= self.ranking_share < 1:
             raise ConfigError(f"ranking_share: found {self.ranking_share}, expected a number of at least 0 and below 1")
         if self.method == "nested" and not self.ranking_steps:

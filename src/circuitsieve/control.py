@@ -101,13 +101,17 @@ class BudgetController:
     """The effort never falls below: an early overshoot would else take as long to undo as it took to build up."""
     smoothing: float = 0.9
     """Decay of the moving average of the signals, per step."""
+    smallest_gap: float = -1.5
+    """Smallest correction of the log load; above 0 where it is known that circuits will generalise worse than they train."""
     largest_gap: float = 1.5
     """Largest correction of the log load."""
 
     def initial(self, device: torch.device | str = "cpu") -> ControlState:
         """The state before the first step."""
         zero = torch.zeros((), device=device)
-        return ControlState(Signals(zero, zero, zero, zero), 0.0, zero + math.log(self.start), zero)
+        return ControlState(
+            Signals(zero, zero, zero, zero), 0.0, zero + math.log(self.start), zero + max(0.0, self.smallest_gap)
+        )
 
     def step(self, step: int, measured: Signals, state: ControlState) -> ControlState:
         """The next state, from the signals of one step."""
@@ -125,7 +129,7 @@ class BudgetController:
     def checked(self, validation: Signals, state: ControlState) -> ControlState:
         """The state after a check of the circuit on validation pairs."""
         gap = self._log_load(validation) - self._log_load(state.signals)
-        return state._replace(log_gap=gap.clamp(-self.largest_gap, self.largest_gap))
+        return state._replace(log_gap=gap.clamp(self.smallest_gap, self.largest_gap))
 
     def _log_load(self, signals: Signals) -> Scalar:
         return self.budget.load(signals).clamp_min(1e-6).log()

@@ -35,8 +35,12 @@ RANKED_REACH = 4.0
 """The largest log_alpha with which a ranked gate starts."""
 RANKED_PRESSURE = 0.1
 """The pressure at which ranked gates start."""
-RANKED_SLACK = 1.3
-"""The load at which ranked masks start, and from which they tighten."""
+RANKED_LOAD = 1.3
+"""The load at which ranked masks start: what is learned from there on makes up for it. After that nothing beyond the budget is
+allowed, because ranked gates that were closed too many find no way back at low learning rates."""
+RANKED_GAP = math.log(1.3)
+"""The log of the load on validation pairs over that in training, at least: it grows while gates learn, and what was closed too
+much comes back too late."""
 AVERAGING = 0.97
 """Decay per step of the moving average of log_alpha: single steps are mostly noise."""
 KL_FLOOR = 0.05
@@ -100,7 +104,7 @@ def phases(problem: Problem, now: Callable[[], Problem]) -> Iterator[Phase]:
     if config.ranking_steps:
         ranked = RankingPhase(problem)
         yield ranked
-        start = affordable_size(now(), ranked.ranking(), RANKED_SLACK)
+        start = affordable_size(now(), ranked.ranking(), RANKED_LOAD)
     if ranked is not None and Method(config.method) is Method.NESTED:
         yield FocusPhase(problem, ranked, start)
     else:
@@ -176,7 +180,8 @@ class FocusPhase(Phase):
             problem.budget,
             self.steps,
             start=1 / start,
-            slack=RANKED_SLACK,
+            slack=1.0,
+            smallest_gap=RANKED_GAP,
             lowest=1.0,
             rise=SIZE_RATE,
             fall=SIZE_RATE,
@@ -227,7 +232,7 @@ class HardConcretePhase(Phase):
         self.controller, self.first_noise = BudgetController(problem.budget, self.steps), 1.0
         if ranked is not None:
             self.gates.start_at(problem.space.lifted(ranked, problem.granularities), RANKED_REACH)
-            self.controller = replace(self.controller, start=RANKED_PRESSURE, slack=RANKED_SLACK)
+            self.controller = replace(self.controller, start=RANKED_PRESSURE, slack=1.0, smallest_gap=RANKED_GAP)
             self.first_noise = RANKED_NOISE
         self.control = self.controller.initial(problem.subject.device)
         self.ranked, self.penalty = ranked, torch.zeros(())

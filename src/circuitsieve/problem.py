@@ -49,7 +49,11 @@ class Bench:
             return answer_logits(self.subject, batch.clean, batch.positions)
 
     def signals(self, logits: Float[Tensor, "batch vocab"], batch: PairBatch) -> Signals:
-        """What the budget looks at, from one batch of answer logits."""
+        """What the budget looks at, from one batch of answer logits.
+
+        While constants are learned (`--ablation optimal`), the empty circuit of the training pairs is the one with the means
+        that they start at; the controller corrects what that changes by the checks on validation pairs.
+        """
         reference = self.references(batch)
         circuit, full, empty = (metric(values, batch.targets) for values in (logits, reference.full, reference.empty))
         candidates = batch.targets.candidates

@@ -15,7 +15,7 @@ from circuitsieve.problem import Problem
 
 VALIDATION_SHARE = 0.05
 """Share of the forward and backward passes of the training that checks may cost, and the final cut again."""
-CHECK_PAIRS = 64
+CHECK_PAIRS = 128
 """A check during the run looks at so many validation pairs, always the same."""
 BRACKET = 1.6
 """The final cut looks for sizes between the size of the cut at 0 divided and multiplied by this."""
