@@ -203,7 +203,7 @@ class _Training:
 
 
 def _numbers(measured: Mapping[str, Tensor], step: int) -> dict[str, int | float]:
-    """Plain numbers of a step: the only place of the loop that waits for the device.
+    """Plain numbers of a step: here the loop waits for the device (and in `FocusPhase`, whose hard cut needs its size).
 
     Raises:
         ModelError: the loss is not finite.

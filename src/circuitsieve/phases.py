@@ -158,7 +158,7 @@ class RankingPhase(Phase):
 
     @override
     def after(self, step: int, signals: Signals) -> Facts:
-        return {"drawn_size": torch.tensor(self.sizes[step])}
+        return {"drawn_size": torch.full_like(signals.kl, self.sizes[step])}
 
     def leaves(self, size: float) -> Scores:
         """Scores of the nodes without children, shifted so that the cut at 0 has the size."""
