@@ -163,6 +163,7 @@ class _Training:
         try:
             for phase in phases(self.problem, self.problem_now):
                 self.phase = phase
+                phase.begin()
                 gates = torch.optim.Adam(self.phase.learned.parameters(), betas=ADAM_BETAS, eps=ADAM_EPS)
                 for step in range(self.phase.steps):
                     for group in gates.param_groups:

@@ -116,8 +116,9 @@ def _keep(recorded: Activations, site: Site, activation: Tensor) -> None:
 def masked(subject: Subject, site_masks: SiteMasks, baselines: Mapping[Site, Tensor]) -> Iterator[None]:
     """Mix baselines into every forward pass: `lerp(baseline, activation, mask)` at each site that has a mask.
 
-    Masks: [layers, n] or [layers, 1] per site kind, float32, 1 = keep. Baselines: broadcast to [batch, tokens, n]. Rows of
-    bool masks that are open throughout are left out. Values are exact at 0 and at 1, in any dtype.
+    Masks: [layers, n] or [layers, 1] per site kind, float32, 1 = keep; with [layers, batch, 1, n] each example has its own.
+    Baselines: broadcast to [batch, tokens, n]. Rows of bool masks that are open throughout are left out. Values are exact
+    at 0 and at 1, in any dtype.
     """
     edits: dict[Site, Edit] = {}
     for kind, mask in site_masks.items():

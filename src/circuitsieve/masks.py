@@ -10,8 +10,8 @@ from torch import Tensor
 
 from circuitsieve.vocabulary import Granularity
 
-# "#layers": the embedding is one node, with a single row.
-Masks = Mapping[Granularity, Float[Tensor, "#layers _"] | Bool[Tensor, "#layers _"]]
+# "#layers": the embedding is one node, with a single row. "...": nothing, or batch and tokens where examples differ.
+Masks = Mapping[Granularity, Float[Tensor, "#layers ... _"] | Bool[Tensor, "#layers _"]]
 BoolMasks = Mapping[Granularity, Bool[Tensor, "#layers _"]]
 Scores = Mapping[Granularity, Float[Tensor, "#layers _"]]
 

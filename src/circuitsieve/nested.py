@@ -58,6 +58,12 @@ class Nested(nn.Module):
         """Scores by granularity, not summed; the same tensors that are learned."""
         return {Granularity(g): score for g, score in self.score.items()}
 
+    @torch.no_grad()
+    def start_at(self, scores: Scores) -> None:
+        """Add scores to those of the nodes that they are given for."""
+        for granularity, start in scores.items():
+            self.score[granularity].add_(start.to(self.score[granularity]))
+
     def draw(self, size: float, temperature: float, *, hard: bool = False) -> Masks:
         """Masks of units (and out dims, where they have scores) at a size; differentiable.
 

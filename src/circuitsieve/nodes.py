@@ -22,7 +22,7 @@ from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation, Granularity, S
 Activations = dict[Site, Tensor]
 """The activation at each site: [batch, tokens, n], or anything that broadcasts to it."""
 
-SiteMasks = dict[SiteKind, Float[Tensor, "#layers _"] | Bool[Tensor, "#layers _"]]
+SiteMasks = dict[SiteKind, Float[Tensor, "#layers ... _"] | Bool[Tensor, "#layers _"]]
 
 COMPOSITION: Mapping[SiteKind, tuple[Granularity, ...]] = {
     SiteKind.EMBED: (Granularity.EMBED,),
@@ -166,7 +166,7 @@ class NodeSpace:
                 if granularity in masks:
                     mask = masks[granularity]
                     if granularity is Granularity.HEAD:
-                        mask = mask.repeat_interleave(self.head_dim, dim=1)
+                        mask = mask.repeat_interleave(self.head_dim, dim=-1)
                     composed[kind] = composed[kind] * mask if kind in composed else mask
         return composed
 
@@ -239,10 +239,10 @@ class NodeSpace:
             return site_masks
         folded = dict(site_masks)
         for read, write in _WRITE_OF_READ.items():
-            if write in folded and folded[write].shape[1] == 1:
-                units = self.shape(COMPOSITION[read][-1])
-                folded[read] = folded[read] * folded[write] if read in folded else folded[write].expand(units)
-                del folded[write]
+            if write in folded and folded[write].shape[-1] == 1:
+                whole = folded.pop(write)
+                _, units = self.shape(COMPOSITION[read][-1])
+                folded[read] = folded[read] * whole if read in folded else whole.expand(*whole.shape[:-1], units)
         return folded
 
     def reads_decide(self, ablation: Ablation) -> bool:

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from circuitsieve.circuit import Ranking
 from circuitsieve.control import BudgetController, Signals
+from circuitsieve.effects import log_scores, mean_squares
 from circuitsieve.gates import HardConcrete
 from circuitsieve.masks import Masks, Scores
 from circuitsieve.nested import Nested
@@ -45,6 +46,8 @@ AVERAGING = 0.97
 """Decay per step of the moving average of log_alpha: single steps are mostly noise."""
 KL_FLOOR = 0.05
 """Of the ranking's objective log(KL + this), nats: every size counts alike, and pairs without any loss do not explode."""
+EFFECT_SCALE = 3.0
+"""What a score starts with is this times the log of the node's effect: so steep that only nodes near the threshold learn."""
 SIZE_RATE = 0.01
 """The largest change of the log size per step: the masks need time to make up for what a new size changes."""
 TEMPERATURE = 1.0
@@ -68,6 +71,9 @@ class Phase(ABC):
             learned: its parameters are what the optimiser moves.
         """
         self.problem, self.config, self.steps, self.learned = problem, problem.config, steps, learned
+
+    def begin(self) -> None:  # noqa: B027 (not every phase needs it)
+        """Look at what the phase starts from, before its first step."""
 
     @abstractmethod
     def draw(self, step: int) -> Masks:
@@ -142,6 +148,11 @@ class RankingPhase(Phase):
         low, high = map(math.log, self.config.ranking_sizes)
         rng = random.Random(f"sizes {self.config.seed}")
         self.sizes = [math.exp(rng.uniform(low, high)) for _ in range(self.steps)]
+
+    @override
+    def begin(self) -> None:
+        scores = log_scores(mean_squares(self.problem))
+        self.nested.start_at({g: EFFECT_SCALE * score for g, score in scores.items()})
 
     @override
     def learning_rate(self, step: int) -> float:

@@ -1,0 +1,92 @@
+"""Effects of single nodes, against finite differences of one mask at a time; masks of single examples."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from circuitsieve import effects
+from circuitsieve.config import DiscoveryConfig
+from circuitsieve.data import PairBatch, Pairs
+from circuitsieve.instrument import answer_logits
+from circuitsieve.problem import Problem
+from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity
+from models import LAYERS, each_family, random_examples, random_masks, shared
+
+G = Granularity
+PAIRS = Pairs(*(tuple(random_examples([5, 6, 6], seed)) for seed in (1, 2, 3)))
+
+
+def problem_of(family: str, granularities: tuple[Granularity, ...], ablation: Ablation = Ablation.CORRUPTED) -> Problem:
+    config = DiscoveryConfig(granularities=tuple(map(str, granularities)), ablation=str(ablation), batch_size=3)
+    return Problem.of(shared(family, torch.float64), PAIRS, config)
+
+
+@pytest.mark.parametrize("ablation", [Ablation.CORRUPTED, Ablation.MEAN], ids=str)
+@each_family
+def test_masks_of_single_examples(family: str, ablation: Ablation):
+    """Each example of a batch runs under its own masks as it does under the same masks for all."""
+    problem = problem_of(family, tuple(G), ablation)
+    (batch,) = problem.train.batches
+    own = [random_masks(problem.space, seed, soft=True) for seed in range(len(batch))]
+    together = {g: torch.stack([masks[g] for masks in own], dim=1)[:, :, None] for g in G}
+    found = problem.logits(together, batch)
+    for example, masks in enumerate(own):
+        torch.testing.assert_close(found[example], problem.logits(masks, batch)[example])
+
+
+def said(problem: Problem, masks: dict[Granularity, Tensor], batch: PairBatch, tokens: Tensor) -> Tensor:
+    """Log-probability of one token per example, all examples under the same masks."""
+    return problem.logits(masks, batch).log_softmax(-1).gather(1, tokens)[:, 0]
+
+
+@pytest.mark.parametrize("granularities", [DEFAULT_GRANULARITIES, (G.HEAD, G.MLP_BLOCK), tuple(G)], ids=len)
+@each_family
+def test_mean_squares_are_those_of_finite_differences(
+    family: str, granularities: tuple[Granularity, ...], monkeypatch: pytest.MonkeyPatch
+):
+    problem, level, step = problem_of(family, granularities), 0.6, 1e-3
+    monkeypatch.setattr(effects, "LEVELS", (level,))
+    found = effects.mean_squares(problem)
+    (batch,) = problem.train.batches
+    full = answer_logits(problem.subject, batch.clean, batch.positions).softmax(-1)
+    tokens = torch.multinomial(full.float(), 1, generator=torch.Generator().manual_seed(problem.config.seed))
+    assert set(found) == set(effects.finest(granularities))
+    for granularity, effect in found.items():
+        layers, n = problem.space.shape(granularity)
+        for layer, index in {(0, 0), (layers - 1, n - 1), (layers // 2, n // 2)}:
+            sides = []
+            for change in (step, -step):
+                masks = {g: torch.full(problem.space.shape(g), level, dtype=torch.float64) for g in found}
+                masks[granularity][layer, index] += change
+                sides.append(said(problem, masks, batch, tokens))
+            size = ((sides[0] - sides[1]) / (2 * step)).square().mean().sqrt()
+            assert float(effect[layer, index].sqrt()) == pytest.approx(float(size), rel=5e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("searched", "expected"),
+    [
+        (DEFAULT_GRANULARITIES, {G.HEAD_DIM, G.MLP_NEURON}),
+        ((G.LAYER, G.MLP_NEURON), {G.LAYER, G.MLP_NEURON}),
+        ((G.LAYER,), {G.LAYER}),
+        ((G.MLP_BLOCK, G.MLP_OUT_DIM), {G.MLP_BLOCK, G.MLP_OUT_DIM}),
+        ((G.HEAD, G.EMBED), {G.HEAD, G.EMBED}),
+        (tuple(G), {G.HEAD_DIM, G.MLP_NEURON, G.ATTN_OUT_DIM, G.MLP_OUT_DIM, G.EMBED}),
+    ],
+)
+def test_finest(searched: tuple[Granularity, ...], expected: set[Granularity]):
+    assert set(effects.finest(searched)) == expected
+
+
+def test_log_scores_keep_the_order_and_stay_finite():
+    values = torch.rand(shared("gpt2").space.shape(G.MLP_NEURON), generator=torch.Generator().manual_seed(0)) + 0.01
+    values[0, :3] = 0
+    scores = effects.log_scores({G.MLP_NEURON: values, G.HEAD: torch.full((LAYERS, 4), 0.5)})
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    assert flat.isfinite().all()
+    assert float(flat.mean()) == pytest.approx(0, abs=1e-5)
+    neurons = scores[G.MLP_NEURON]
+    assert torch.equal(neurons.flatten()[3:].argsort(), values.flatten()[3:].argsort())
+    assert neurons[0, :3].max() < neurons.flatten()[3:].min()
+    nothing = {G.HEAD: torch.zeros(LAYERS, 4)}
+    assert torch.equal(effects.log_scores(nothing)[G.HEAD], nothing[G.HEAD])
