@@ -1,11 +1,11 @@
 """Choosing the circuit: checks on validation pairs during the run, and the final cut.
 
-Validation may cost a fixed share of the passes that training makes, counted, not timed: once for the checks, once more for
-the final cut. What is returned is the smallest feasible circuit seen, or else the one nearest to its budget.
+Checks may cost a fixed share of the passes that training makes, counted, not timed; the final cut tries about six
+sizes. What is returned is the smallest feasible circuit seen, or else the one nearest to its budget.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from circuitsieve.circuit import Circuit, Ranking
@@ -14,21 +14,17 @@ from circuitsieve.data import PairBatch
 from circuitsieve.problem import Problem
 
 VALIDATION_SHARE = 0.05
-"""Share of the forward and backward passes of the training that checks may cost, and the final cut again."""
+"""Share of the forward and backward passes of the training that checks may cost."""
 CHECK_PAIRS = 128
 """A check during the run looks at so many validation pairs, always the same."""
-BRACKET = 1.6
-"""The final cut looks for sizes between the size of the cut at 0 divided and multiplied by this."""
-CUTS = (4, 7)
-"""So many cuts are tried at least, however short the run was, and at most: each halves what is left of the bracket."""
-SMALL = 0.01
-"""Where the cut at 0 keeps nothing, larger sizes are tried from here."""
-WIDENED_CUTS = 4
-"""Cuts that narrow down a size found beyond the bracket."""
-AFFORDABLE = (0.02, 1.0)
-"""The sizes between which the start of a phase is looked for."""
-AFFORDABLE_CUTS = 5
-"""Cuts that look for it: to 13 %."""
+FIRST_STRIDE = 1.25
+"""By which ratio the search for a feasible size first leaves its start."""
+CUT_PRECISION = 1.04
+"""The ratio of the returned size to one that was found too small."""
+TYPICAL_SIZE = 0.3
+"""Where the search for the start of a phase begins."""
+START_PRECISION = 1.15
+"""The same ratio for it."""
 MAX_CHECKS = 12
 """So many checks during a run are enough."""
 
@@ -88,13 +84,12 @@ def affordable_size(problem: Problem, ranking: Ranking, load: float) -> float:
     """
     if problem.config.pressure is not None:
         return problem.circuit(ranking.cut(0.0)).size
-    low, high = AFFORDABLE
     batches = check_batches(problem)
-    for _ in range(AFFORDABLE_CUTS):
-        size = math.sqrt(low * high)
-        enough = try_cut(problem, ranking, ranking.threshold_at(size), 0, batches).load <= load
-        low, high = (low, size) if enough else (size, high)
-    return high
+
+    def affordable(size: float) -> bool:
+        return try_cut(problem, ranking, ranking.threshold_at(size), 0, batches).load <= load
+
+    return smallest_feasible(affordable, TYPICAL_SIZE, 1 / problem.space.units, START_PRECISION)
 
 
 def check_batches(problem: Problem) -> Sequence[PairBatch]:
@@ -127,45 +122,53 @@ class Checks:
 
 
 def final_cut(problem: Problem, ranking: Ranking, best: Check | None, *, quick: bool = False) -> Check:
-    """The circuit to return: the ranking cut where the budget is just met on all validation pairs, by bisection of the size.
+    """The circuit to return: the ranking cut where the budget is just met on all validation pairs.
 
-    A smaller circuit from the checks takes its place if it proves feasible on all validation pairs. Where nothing within
-    the bracket is feasible, larger cuts are tried. Without a budget, or when `quick`, the ranking is cut at 0.
+    A smaller circuit from the checks takes its place if it proves feasible on all validation pairs. Without a budget, or when
+    `quick`, the ranking is cut at 0.
     """
     steps = problem.config.steps
     chosen = try_cut(problem, ranking, 0.0, steps)
     if problem.config.pressure is not None or quick:
         return chosen
-    low, high = chosen.circuit.size / BRACKET, min(1.0, chosen.circuit.size * BRACKET)
-    low, high = (low, chosen.circuit.size) if chosen.feasible else (chosen.circuit.size, high)
-    fewest, most = CUTS
-    for _ in range(min(most, max(fewest, int(VALIDATION_SHARE * 2 * steps / len(problem.validation.batches)))) - 1):
-        if low <= 0:
-            break
-        size = math.sqrt(low * high)
+
+    def feasible(size: float) -> bool:
+        nonlocal chosen
         check = try_cut(problem, ranking, ranking.threshold_at(size), steps)
-        low, high = (low, size) if check.feasible else (size, high)
         if check.better_than(chosen):
             chosen = check
+        return check.feasible
+
+    smallest_feasible(feasible, chosen.circuit.size, 1 / problem.space.units, CUT_PRECISION, known=chosen.feasible)
     if best is not None and best.feasible and (best.circuit.size < chosen.circuit.size or not chosen.feasible):
         again = _measure(problem.with_constants(best.circuit.constants), best.circuit, best.ranking, best.step)
         if again.better_than(chosen):
             chosen = again
-    return chosen if chosen.feasible else _widened(problem, ranking, high)
-
-
-def _widened(problem: Problem, ranking: Ranking, low: float) -> Check:
-    """A feasible cut beyond a size that is too small. There is one: the full model keeps every budget."""
-    steps, high = problem.config.steps, low
-    while True:
-        low, high = high, min(1.0, max(SMALL, high * BRACKET))
-        chosen = try_cut(problem, ranking, ranking.threshold_at(high), steps)
-        if chosen.feasible or high == 1.0:
-            break
-    for _ in range(WIDENED_CUTS if low > 0 else 0):
-        size = math.sqrt(low * high)
-        check = try_cut(problem, ranking, ranking.threshold_at(size), steps)
-        low, high = (low, size) if check.feasible else (size, high)
-        if check.better_than(chosen):
-            chosen = check
     return chosen
+
+
+def smallest_feasible(
+    feasible: Callable[[float], bool], start: float, least: float, precision: float, *, known: bool | None = None
+) -> float:
+    """About the smallest feasible size: strides from a start that double until they have passed it, then halving.
+
+    Args:
+        feasible: whether a size is; taken to be true of the whole model.
+        start: the first size to try.
+        least: no smaller size is looked at.
+        precision: the ratio of a feasible size to an infeasible one at which the search ends.
+        known: whether the start is feasible, where that was tried before.
+    """
+    size, stride = min(1.0, max(start, least)), FIRST_STRIDE
+    downwards = feasible(size) if known is None else known
+    low, high = (least, size) if downwards else (size, 1.0)
+    while low < high:
+        size = max(least, high / stride) if downwards else min(1.0, low * stride)
+        enough, stride = feasible(size), stride**2
+        low, high = (low, size) if enough else (size, high)
+        if enough != downwards:
+            break
+    while high / low > precision:
+        size = math.sqrt(low * high)
+        low, high = (low, size) if feasible(size) else (size, high)
+    return high

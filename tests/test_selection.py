@@ -1,0 +1,37 @@
+"""The search for the smallest feasible size, on predicates that count how often they are asked."""
+
+import math
+
+import pytest
+
+from circuitsieve.selection import smallest_feasible
+
+LEAST = 1e-5
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("start", [0.0, 1e-4, 0.02, 0.3, 1.0])
+@pytest.mark.parametrize("border", [1e-3, 0.02, 0.25, 0.31, 0.8, 1.0])
+def test_the_border_is_found_to_the_precision(border: float, start: float, known: bool):
+    asked: list[float] = []
+
+    def feasible(size: float) -> bool:
+        asked.append(size)
+        return size >= border
+
+    at_start = max(start, LEAST) >= border
+    found = smallest_feasible(feasible, start, LEAST, 1.04, known=at_start if known else None)
+    assert border <= found <= 1.04 * border
+    assert all(LEAST <= size <= 1 for size in asked)
+    distance = abs(math.log(max(start, LEAST) / border))
+    assert len(asked) <= 6 + 2 * math.log2(1 + distance / math.log(1.25))
+
+
+def test_where_everything_is_feasible_the_least_size_is_returned():
+    assert smallest_feasible(lambda _: True, 0.3, LEAST, 1.04) == LEAST
+
+
+def test_where_nothing_is_the_whole_model_is_tried_and_returned():
+    asked: list[float] = []
+    assert smallest_feasible(lambda size: bool(asked.append(size)), 0.3, LEAST, 1.04) == 1.0
+    assert asked[-1] == 1.0
