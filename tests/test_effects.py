@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from circuitsieve import effects
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import PairBatch, Pairs
+from circuitsieve.data import Pairs
 from circuitsieve.instrument import answer_logits
 from circuitsieve.problem import Problem
 from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity
@@ -34,33 +33,30 @@ def test_masks_of_single_examples(family: str, ablation: Ablation):
         torch.testing.assert_close(found[example], problem.logits(masks, batch)[example])
 
 
-def said(problem: Problem, masks: dict[Granularity, Tensor], batch: PairBatch, tokens: Tensor) -> Tensor:
-    """Log-probability of one token per example, all examples under the same masks."""
-    return problem.logits(masks, batch).log_softmax(-1).gather(1, tokens)[:, 0]
-
-
-@pytest.mark.parametrize("granularities", [DEFAULT_GRANULARITIES, (G.HEAD, G.MLP_BLOCK), tuple(G)], ids=len)
+@pytest.mark.parametrize("granularities", [DEFAULT_GRANULARITIES, (G.HEAD, G.MLP_BLOCK), (G.LAYER,), tuple(G)], ids=len)
 @each_family
-def test_mean_squares_are_those_of_finite_differences(
-    family: str, granularities: tuple[Granularity, ...], monkeypatch: pytest.MonkeyPatch
-):
-    problem, level, step = problem_of(family, granularities), 0.6, 1e-3
-    monkeypatch.setattr(effects, "LEVELS", (level,))
-    found = effects.mean_squares(problem)
+def test_effects_are_those_of_finite_differences(family: str, granularities: tuple[Granularity, ...]):
+    """Moving the masks of all leaves of one node together changes the log-probability of the same tokens as much."""
+    problem, step = problem_of(family, granularities), 1e-3
+    space, deciding = problem.space, effects.finest(granularities)
+    soft = {g: mask.double() for g, mask in random_masks(space, 5, soft=True).items() if g in deciding}
+    found = effects.effects(problem, lambda: soft)
     (batch,) = problem.train.batches
     full = answer_logits(problem.subject, batch.clean, batch.positions).softmax(-1)
     tokens = torch.multinomial(full.float(), 1, generator=torch.Generator().manual_seed(problem.config.seed))
-    assert set(found) == set(effects.finest(granularities))
-    for granularity, effect in found.items():
-        layers, n = problem.space.shape(granularity)
+    assert set(found) == set(deciding.values())
+    for node, effect in found.items():
+        layers, n = space.shape(node)
         for layer, index in {(0, 0), (layers - 1, n - 1), (layers // 2, n // 2)}:
             sides = []
             for change in (step, -step):
-                masks = {g: torch.full(problem.space.shape(g), level, dtype=torch.float64) for g in found}
-                masks[granularity][layer, index] += change
-                sides.append(said(problem, masks, batch, tokens))
-            size = ((sides[0] - sides[1]) / (2 * step)).square().mean().sqrt()
-            assert float(effect[layer, index].sqrt()) == pytest.approx(float(size), rel=5e-3, abs=1e-4)
+                masks = {g: mask.clone() for g, mask in soft.items()}
+                for leaf in [leaf for leaf, decider in deciding.items() if decider is node]:
+                    masks[leaf][layer].view(n, -1)[index] += change
+                sides.append(problem.logits(masks, batch).log_softmax(-1).gather(1, tokens)[:, 0])
+            gradient = (sides[0] - sides[1]) / (2 * step)
+            expected = gradient.square().mean().sqrt() + gradient.mean()
+            assert float(effect[layer, index]) == pytest.approx(float(expected), rel=5e-3, abs=2e-4)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +71,7 @@ def test_mean_squares_are_those_of_finite_differences(
     ],
 )
 def test_finest(searched: tuple[Granularity, ...], expected: set[Granularity]):
-    assert set(effects.finest(searched)) == expected
+    assert set(effects.finest(searched).values()) == expected
 
 
 def test_log_scores_keep_the_order_and_stay_finite():

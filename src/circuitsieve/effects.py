@@ -1,12 +1,13 @@
-"""How much every node matters on its own: the mean square of what its mask does to what the model says.
+"""How much every node matters on its own: the root mean square, and the mean, of what its mask does to what the model says.
 
-Around the full model the KL of a circuit is half the sum, over pairs of closed nodes, of their entries in the Fisher matrix of
-the masks. Where closed nodes do not lean on each other only its diagonal is left: for each node the expected square of the
-gradient of log p(token) with respect to its mask, for tokens that the full model would say. A *mean* gradient forgets nodes
-whose effects cancel over the training pairs; among other words they do not cancel. A mean square remembers them.
+Around some masks, log p(token) changes by a node's gradient times the change of its mask, for tokens that the full model would
+say. The mean over pairs is what opening the node gains. Alone it forgets nodes whose effects cancel over the training pairs:
+among other words they do not cancel. The mean square is the node's entry on the diagonal of the Fisher matrix of the masks:
+twice the KL that closing it adds where closed nodes do not lean on each other. Their sum, root mean square plus mean, is never
+negative, lowest for nodes that do harm on every pair, and highest for those that help on every pair.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float
@@ -14,73 +15,80 @@ from torch import Tensor
 
 from circuitsieve.data import PairBatch
 from circuitsieve.instrument import quick_attention
+from circuitsieve.masks import Masks
 from circuitsieve.nodes import CONTAINERS, LEAVES
 from circuitsieve.objective import log_probs
 from circuitsieve.problem import Problem
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
 
-LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
-"""What all masks are set to, batch by batch in turn: what matters in the full model may not in a half ablated one."""
 PAIRS = 384
 """So many training pairs are looked at."""
-SMALLEST = 1e-8
+SMALLEST = 1e-4
 """Of the mean effect: what a node without any is given, so that its logarithm stays finite."""
 
 Effects = dict[Granularity, Float[Tensor, "#layers _"]]
 
 
-def finest(granularities: Iterable[Granularity]) -> tuple[Granularity, ...]:
-    """Those that decide on their own about the units, out dims or embedding inside: nothing finer is searched there."""
+def finest(granularities: Iterable[Granularity]) -> dict[Granularity, Granularity]:
+    """For each granularity whose nodes have no children: the searched one that decides about them, if any."""
     searched = set(granularities)
-    last: dict[Granularity, None] = {}
+    deciding: dict[Granularity, Granularity] = {}
     for leaf in LEAVES:
         chain = [g for g in (*CONTAINERS.get(leaf, ()), leaf) if g in searched]
         if leaf in searched or (chain and leaf in UNIT_GRANULARITIES):
-            last[chain[-1]] = None
-    return tuple(last)
+            deciding[leaf] = chain[-1]
+    return deciding
 
 
-def mean_squares(problem: Problem) -> Effects:
-    """The mean squared effect of every node of the finest granularities searched, in squared nats.
+def effects(problem: Problem, draw: Callable[[], Masks]) -> Effects:
+    """Root mean square plus mean of the effect of every node of the finest granularities searched, in nats.
 
-    Costs a forward and a backward pass of each batch; nothing is learned from its answers.
+    Costs a forward and a backward pass of each batch; the answers are not looked at.
+
+    Args:
+        problem: whose training pairs are taken.
+        draw: the masks of the next batch, of all nodes without children that the search decides about.
     """
     generator = torch.Generator().manual_seed(problem.config.seed)
     batches = problem.train.batches[: max(1, PAIRS // problem.config.batch_size)]
-    sums: Effects = {}
-    for number, batch in enumerate(batches):
-        for granularity, gradient in _gradients(problem, batch, LEVELS[number % len(LEVELS)], generator).items():
-            squares = gradient.double().square().sum(dim=(1, 2))
-            sums[granularity] = sums[granularity] + squares if granularity in sums else squares
+    sums: dict[Granularity, Tensor] = {}
+    for batch in batches:
+        for granularity, gradient in _gradients(problem, batch, draw(), generator).items():
+            both = torch.stack([gradient.square().sum(1), gradient.sum(1)])
+            sums[granularity] = sums[granularity] + both if granularity in sums else both
     pairs = sum(map(len, batches))
-    return {granularity: (total / pairs).float() for granularity, total in sums.items()}
+    means = {granularity: (total / pairs).unbind() for granularity, total in sums.items()}
+    return {g: (square.sqrt() + mean).clamp_min(0).float() for g, (square, mean) in means.items()}
 
 
-def log_scores(effects: Effects) -> Effects:
+def log_scores(found: Effects) -> Effects:
     """The logarithm of each effect over their geometric mean."""
-    largest = max(float(effect.max()) for effect in effects.values())
-    if largest == 0:
-        return effects
-    mean = torch.cat([effect.flatten() for effect in effects.values()]).mean()
-    logs = {g: effect.clamp_min(SMALLEST * float(mean)).log() for g, effect in effects.items()}
+    mean = float(torch.cat([effect.flatten() for effect in found.values()]).mean())
+    if mean == 0:
+        return found
+    logs = {g: effect.clamp_min(SMALLEST * mean).log() for g, effect in found.items()}
     middle = torch.cat([log.flatten() for log in logs.values()]).mean()
     return {g: log - middle for g, log in logs.items()}
 
 
 def _gradients(
-    problem: Problem, batch: PairBatch, level: float, generator: torch.Generator
-) -> dict[Granularity, Float[Tensor, "#layers batch 1 _"]]:
-    """d log p(token) / d mask for each example. Tokens are drawn from the full model."""
-    masks = {
-        g: torch.full((layers, len(batch), 1, n), level, device=problem.subject.device, requires_grad=True)
-        for g in finest(problem.granularities)
-        for layers, n in [problem.space.shape(g)]
-    }
+    problem: Problem, batch: PairBatch, masks: Masks, generator: torch.Generator
+) -> dict[Granularity, Float[Tensor, "#layers batch _"]]:
+    """What moving all leaves of a node together does to log p(token), example by example.
+
+    Tokens are drawn from the full model.
+    """
+    each = {g: mask.detach()[:, None, None].repeat(1, len(batch), 1, 1).requires_grad_() for g, mask in masks.items()}
     candidates = batch.targets.candidates
     with quick_attention(problem.train.subject, batch.clean.shape[1]):
-        logits = problem.logits(masks, batch)
+        logits = problem.logits(each, batch)
         full = log_probs(problem.train.references(batch).full, candidates).exp()
         tokens = torch.multinomial(full.cpu(), 1, generator=generator).to(logits.device)
         said = log_probs(logits, candidates).gather(1, tokens).sum()
-        gradients = torch.autograd.grad(said, list(masks.values()))
-    return dict(zip(masks, gradients, strict=True))
+        gradients = dict(zip(each, torch.autograd.grad(said, list(each.values())), strict=True))
+    found: dict[Granularity, Tensor] = {}
+    for leaf, node in finest(problem.granularities).items():
+        layers, n = problem.space.shape(node)
+        gradient = gradients[leaf].double().view(layers, len(batch), n, -1).sum(-1)
+        found[node] = found[node] + gradient if node in found else gradient
+    return found

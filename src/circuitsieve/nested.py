@@ -5,7 +5,7 @@ t for which the masks sum to k. Masks of one ranking are nested: what a small on
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -48,11 +48,10 @@ class Nested(nn.Module):
         """
         super().__init__()
         self.summed, self.all_units = summed, all_units
-        generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed)
         self.score = nn.ParameterDict()
         for granularity, shape in shapes.items():
-            values = SMALLEST_START * torch.randn(shape, generator=generator)
-            self.score[granularity] = nn.Parameter(values.to(device))
+            self.score[granularity] = nn.Parameter(self._nearly_equal(shape).to(device))
 
     def scores(self) -> dict[Granularity, Float[Tensor, "#layers _"]]:
         """Scores by granularity, not summed; the same tensors that are learned."""
@@ -60,9 +59,13 @@ class Nested(nn.Module):
 
     @torch.no_grad()
     def start_at(self, scores: Scores) -> None:
-        """Add scores to those of the nodes that they are given for."""
+        """Start from scores of some nodes, instead of nearly equal ones; ties are broken at random."""
         for granularity, start in scores.items():
-            self.score[granularity].add_(start.to(self.score[granularity]))
+            own = self.score[granularity]
+            own.copy_(start.to(own) + self._nearly_equal(own.shape).to(own))
+
+    def _nearly_equal(self, shape: Sequence[int]) -> Tensor:
+        return SMALLEST_START * torch.randn(tuple(shape), generator=self._generator)
 
     def draw(self, size: float, temperature: float, *, hard: bool = False) -> Masks:
         """Masks of units (and out dims, where they have scores) at a size; differentiable.

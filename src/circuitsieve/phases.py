@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from circuitsieve.circuit import Ranking
 from circuitsieve.control import BudgetController, Signals
-from circuitsieve.effects import log_scores, mean_squares
+from circuitsieve.effects import effects, log_scores
 from circuitsieve.gates import HardConcrete
 from circuitsieve.masks import Masks, Scores
 from circuitsieve.nested import Nested
@@ -46,7 +46,9 @@ AVERAGING = 0.97
 """Decay per step of the moving average of log_alpha: single steps are mostly noise."""
 KL_FLOOR = 0.05
 """Of the ranking's objective log(KL + this), nats: every size counts alike, and pairs without any loss do not explode."""
-EFFECT_SCALE = 3.0
+LOOKS = 2
+"""How often the effects of single nodes are measured before the ranking learns."""
+EFFECT_SCALE = 6.0
 """What a score starts with is this times the log of the node's effect: so steep that only nodes near the threshold learn."""
 SIZE_RATE = 0.01
 """The largest change of the log size per step: the masks need time to make up for what a new size changes."""
@@ -145,14 +147,15 @@ class RankingPhase(Phase):
             device=problem.subject.device,
         )
         super().__init__(problem, config.ranking_steps, self.nested)
-        low, high = map(math.log, self.config.ranking_sizes)
-        rng = random.Random(f"sizes {self.config.seed}")
-        self.sizes = [math.exp(rng.uniform(low, high)) for _ in range(self.steps)]
+        self.rng = random.Random(f"sizes {config.seed}")
+        self.sizes = [self._random_size() for _ in range(self.steps)]
 
     @override
     def begin(self) -> None:
-        scores = log_scores(mean_squares(self.problem))
-        self.nested.start_at({g: EFFECT_SCALE * score for g, score in scores.items()})
+        """Start where nodes stand by themselves, seen first among equals, then in masks of the ranking that this gives."""
+        for _ in range(LOOKS):
+            scores = log_scores(effects(self.problem, lambda: self.nested.draw(self._random_size(), TEMPERATURE)))
+            self.nested.start_at({g: EFFECT_SCALE * score for g, score in scores.items()})
 
     @override
     def learning_rate(self, step: int) -> float:
@@ -178,6 +181,11 @@ class RankingPhase(Phase):
     @override
     def ranking(self) -> Ranking:
         return Ranking(self.problem.space, self.leaves(math.sqrt(math.prod(self.config.ranking_sizes))))
+
+    def _random_size(self) -> float:
+        """Log-uniform."""
+        low, high = map(math.log, self.config.ranking_sizes)
+        return math.exp(self.rng.uniform(low, high))
 
 
 class FocusPhase(Phase):
