@@ -16,6 +16,7 @@ import torch
 from gguf import GGUFWriter
 from transformers import BloomConfig
 
+from circuitsieve import models
 from circuitsieve.errors import ModelError, UnsupportedModel
 from circuitsieve.models import load_model
 from circuitsieve.provenance import describe_model, fingerprint
@@ -80,6 +81,32 @@ def test_unknown_names(tmp_path, monkeypatch, name):
         f"model: found {name!r}, which is no folder with a config.json, no .gguf file and no hub id that can be reached ("
     )
     assert message.endswith("); expected one of these, demo or smollm2")
+
+
+def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch):
+    """transformers would ask again and again, for half a minute."""
+    asked: list[str] = []
+
+    def unreachable(url: str, **_: object) -> None:
+        asked.append(url)
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr(models, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(models.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("asked again"))
+    assert "no hub id that can be reached (no route to the hub);" in complaint("owner/model", revision="v1")
+    (url,) = asked
+    assert url.endswith("/owner/model/resolve/v1/config.json")
+
+
+def test_a_hub_model_in_the_cache_needs_no_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cached = tmp_path / "models--owner--model"
+    shutil.copytree(folder, cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.setattr(huggingface_hub.constants, name, str(tmp_path), raising=False)
+    monkeypatch.setattr(models, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked"))
+    assert load_model("owner/model").model.config.model_type == "gpt2"
 
 
 def test_folder_without_a_checkpoint(tmp_path):

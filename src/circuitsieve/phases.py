@@ -30,16 +30,16 @@ Facts = dict[str, Tensor]
 
 NOISE_FALLS = (0.3, 0.7)
 """The shares of a phase between which the sampling noise falls."""
-RANKED_NOISE = 0.3
+RANKED_NOISE = 0.5
 """The sampling noise with which gates start that were ranked before: the order is known, only the border is open."""
 RANKED_REACH = 4.0
 """The largest log_alpha with which a ranked gate starts."""
 RANKED_PRESSURE = 0.1
 """The pressure at which ranked gates start."""
-RANKED_LOAD = 1.3
-"""The load at which ranked masks start: what is learned from there on makes up for it. After that nothing beyond the budget is
-allowed, because ranked gates that were closed too many find no way back at low learning rates."""
-RANKED_GAP = math.log(1.3)
+RANKED_LOAD = 1.0
+"""The load at which ranked masks start. Nothing beyond the budget is allowed after that: too many gates that are closed find no
+way back at low learning rates."""
+RANKED_GAP = math.log(1.1)
 """The log of the load on validation pairs over that in training, at least: it grows while gates learn, and what was closed too
 much comes back too late."""
 AVERAGING = 0.97
