@@ -1,6 +1,7 @@
 """Discovery on a model whose circuit is known: of a random transformer, only planted nodes write anything."""
 
 import copy
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -165,6 +166,23 @@ def test_schedules(planted: GPT2LMHeadModel) -> None:
     half_way = (full_noise_for + fallen_by) // 2
     scales = [phase.noise_scale(step) for step in (0, full_noise_for, half_way, fallen_by, 100)]
     assert scales == pytest.approx([1, 1, (1 + config.final_noise) / 2, config.final_noise, config.final_noise])
+
+
+def test_a_ranking_starts_with_what_writes_above_what_writes_nothing(planted: GPT2LMHeadModel) -> None:
+    """Before anything is learned."""
+    phase = RankingPhase(Problem.of(Subject.of(planted), PAIRS, CONFIG))
+    equal = [score.detach().clone() for score in phase.nested.scores().values()]
+    looks: list[tuple[int, int]] = []
+    phase.begin(lambda done, total: looks.append((done, total)))
+    assert looks == [(done, len(looks)) for done in range(1, len(looks) + 1)]
+    assert not all(torch.equal(a, b) for a, b in zip(equal, phase.nested.scores().values(), strict=True))
+    leaves = phase.leaves(0.5)
+    heads = leaves[Granularity.HEAD_DIM].view(2, 4, HEAD_DIM)
+    neurons = leaves[Granularity.MLP_NEURON]
+    writing = [*(heads[node].min() for node in HEADS), *(neurons[node] for node in NEURONS)]
+    nothing = [score for node in itertools.product(range(2), range(4)) if node not in HEADS for score in heads[node]]
+    nothing += [neurons[n] for n in itertools.product(range(2), range(neurons.shape[1])) if n not in NEURONS]
+    assert min(writing) > max(nothing)
 
 
 @pytest.mark.parametrize("method", ["hard_concrete", "nested"])

@@ -40,7 +40,7 @@ def test_effects_are_those_of_finite_differences(family: str, granularities: tup
     problem, step = problem_of(family, granularities), 1e-3
     space, deciding = problem.space, effects.finest(granularities)
     soft = {g: mask.double() for g, mask in random_masks(space, 5, soft=True).items() if g in deciding}
-    found = effects.effects(problem, lambda: soft)
+    found = effects.effects(problem, problem.train.batches, lambda: soft)
     (batch,) = problem.train.batches
     full = answer_logits(problem.subject, batch.clean, batch.positions).softmax(-1)
     tokens = torch.multinomial(full.float(), 1, generator=torch.Generator().manual_seed(problem.config.seed))

@@ -66,6 +66,17 @@ def test_masks_of_larger_sizes_contain_those_of_smaller_ones():
         assert all((smaller[g] <= larger[g]).all() for g in smaller)
 
 
+def test_a_start_keeps_its_order_and_leaves_no_ties(subject: Subject):
+    nested = nested_at_random(subject.space, SEARCHED[0])
+    before = {g: score.detach().clone() for g, score in nested.scores().items()}
+    start = torch.arange(subject.space.shape(G.MLP_NEURON)[1]).float().div(2).floor().expand(subject.space.layers, -1)
+    nested.start_at({G.MLP_NEURON: start})
+    neurons = nested.scores()[G.MLP_NEURON].detach()
+    torch.testing.assert_close(neurons, start, atol=0.01, rtol=0)
+    assert len(neurons.unique()) == neurons.numel()
+    assert all(torch.equal(score, before[g]) for g, score in nested.scores().items() if g is not G.MLP_NEURON)
+
+
 @pytest.mark.parametrize("granularities", SEARCHED, ids=len)
 def test_scores_add_up_along_the_hierarchy(subject: Subject, granularities: tuple[Granularity, ...]):
     """Against the sum written out unit by unit."""

@@ -90,6 +90,8 @@ class Discovery:
         return folder
 
 
+OnLook = Callable[[int, int], None]
+"""Called with how many batches were looked at, and how many there are."""
 OnStep = Callable[[Mapping[str, int | float]], None]
 """Called after every step with its entry of the history."""
 
@@ -100,6 +102,7 @@ def discover(
     config: DiscoveryConfig = DiscoveryConfig(),
     *,
     on_step: OnStep | None = None,
+    on_look: OnLook | None = None,
 ) -> Discovery:
     """Find the smallest circuit that does what the pairs show.
 
@@ -108,6 +111,7 @@ def discover(
         pairs: training pairs teach the masks, validation pairs choose the circuit; test pairs are not touched.
         config: the budget and everything else.
         on_step: called after every step.
+        on_look: called after every batch that is looked at before the first step.
 
     Returns:
         The circuit, the ranking it was cut from and the history. An interrupt (Ctrl-C) ends the search early and still
@@ -121,7 +125,7 @@ def discover(
     with frozen(model):
         subject = Subject.of(model)
         problem = Problem.of(subject, pairs, config)
-        training = _Training(problem, on_step or (lambda _: None))
+        training = _Training(problem, on_step or (lambda _: None), on_look or (lambda *_: None))
         interrupted = training.run()
         check = final_cut(training.problem_now(), training.phase.ranking(), training.checks.best, quick=interrupted)
     provenance = describe_model(subject.model)
@@ -141,8 +145,8 @@ def discover(
 class _Training:
     """The loop and its state: phase, optimisers, constants, history, checks."""
 
-    def __init__(self, problem: Problem, on_step: OnStep) -> None:
-        self.problem, self.on_step = problem, on_step
+    def __init__(self, problem: Problem, on_step: OnStep, on_look: OnLook) -> None:
+        self.problem, self.on_step, self.on_look = problem, on_step, on_look
         self.constants: OptimalConstants | None = None
         if problem.ablation is Ablation.OPTIMAL and problem.constants is not None:
             self.constants = OptimalConstants(problem.constants, problem.train.references.kinds)
@@ -163,7 +167,7 @@ class _Training:
         try:
             for phase in phases(self.problem, self.problem_now):
                 self.phase = phase
-                phase.begin()
+                phase.begin(self.on_look)
                 gates = torch.optim.Adam(self.phase.learned.parameters(), betas=ADAM_BETAS, eps=ADAM_EPS)
                 for step in range(self.phase.steps):
                     for group in gates.param_groups:

@@ -7,7 +7,7 @@ twice the KL that closing it adds where closed nodes do not lean on each other. 
 negative, lowest for nodes that do harm on every pair, and highest for those that help on every pair.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -40,17 +40,22 @@ def finest(granularities: Iterable[Granularity]) -> dict[Granularity, Granularit
     return deciding
 
 
-def effects(problem: Problem, draw: Callable[[], Masks]) -> Effects:
+def enough_batches(problem: Problem) -> Sequence[PairBatch]:
+    """The training batches that effects are measured on: always the same."""
+    return problem.train.batches[: max(1, PAIRS // problem.config.batch_size)]
+
+
+def effects(problem: Problem, batches: Sequence[PairBatch], draw: Callable[[], Masks]) -> Effects:
     """Root mean square plus mean of the effect of every node of the finest granularities searched, in nats.
 
     Costs a forward and a backward pass of each batch; the answers are not looked at.
 
     Args:
-        problem: whose training pairs are taken.
+        problem: what is searched.
+        batches: training pairs.
         draw: the masks of the next batch, of all nodes without children that the search decides about.
     """
     generator = torch.Generator().manual_seed(problem.config.seed)
-    batches = problem.train.batches[: max(1, PAIRS // problem.config.batch_size)]
     sums: dict[Granularity, Tensor] = {}
     for batch in batches:
         for granularity, gradient in _gradients(problem, batch, draw(), generator).items():

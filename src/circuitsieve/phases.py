@@ -5,6 +5,7 @@ learns hard-concrete gates under a pressure. `nested` ranks in the same way, the
 the budget is just met.
 """
 
+import itertools
 import math
 import random
 from abc import ABC, abstractmethod
@@ -17,7 +18,7 @@ from typing_extensions import override
 
 from circuitsieve.circuit import Ranking
 from circuitsieve.control import BudgetController, Signals
-from circuitsieve.effects import effects, log_scores
+from circuitsieve.effects import effects, enough_batches, log_scores
 from circuitsieve.gates import HardConcrete
 from circuitsieve.masks import Masks, Scores
 from circuitsieve.nested import Nested
@@ -74,8 +75,12 @@ class Phase(ABC):
         """
         self.problem, self.config, self.steps, self.learned = problem, problem.config, steps, learned
 
-    def begin(self) -> None:  # noqa: B027 (not every phase needs it)
-        """Look at what the phase starts from, before its first step."""
+    def begin(self, on_look: Callable[[int, int], None]) -> None:  # noqa: B027 (not every phase needs it)
+        """Look at what the phase starts from, before its first step.
+
+        Args:
+            on_look: is told how many batches were looked at, of how many.
+        """
 
     @abstractmethod
     def draw(self, step: int) -> Masks:
@@ -151,10 +156,17 @@ class RankingPhase(Phase):
         self.sizes = [self._random_size() for _ in range(self.steps)]
 
     @override
-    def begin(self) -> None:
+    def begin(self, on_look: Callable[[int, int], None]) -> None:
         """Start where nodes stand by themselves, seen first among equals, then in masks of the ranking that this gives."""
+        batches = enough_batches(self.problem)
+        seen = itertools.count(1)
+
+        def masks() -> Masks:
+            on_look(next(seen), LOOKS * len(batches))
+            return self.nested.draw(self._random_size(), TEMPERATURE)
+
         for _ in range(LOOKS):
-            scores = log_scores(effects(self.problem, lambda: self.nested.draw(self._random_size(), TEMPERATURE)))
+            scores = log_scores(effects(self.problem, batches, masks))
             self.nested.start_at({g: EFFECT_SCALE * score for g, score in scores.items()})
 
     @override

@@ -52,6 +52,10 @@ class RichReporter:
         """A line about what may be wrong."""
         self.console.print(Text.assemble(("warning:", "yellow"), " ", text), soft_wrap=True)
 
+    def look(self, done: int, total: int) -> None:
+        """A batch is looked at before the search."""
+        self._update("look", done, total, "at single nodes")
+
     def step(self, entry: Mapping[str, int | float], config: DiscoveryConfig) -> None:
         """A step of the search is done."""
         opened = [share for name, share in entry.items() if name.startswith("open.")]

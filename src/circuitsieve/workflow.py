@@ -38,6 +38,9 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None:
         """A line about what may be wrong."""
 
+    def look(self, done: int, total: int) -> None:
+        """A batch is looked at before the search."""
+
     def step(self, entry: Mapping[str, int | float], config: DiscoveryConfig) -> None:
         """A step of the search is done."""
 
@@ -80,7 +83,13 @@ def run(job: Job, reporter: Reporter) -> Finished:
     RunFolder.claim(job.out, overwrite=job.overwrite)
     loaded = load_model(job.model, dtype=job.dtype, device=job.device, revision=job.revision)
     pairs = _pairs(job, loaded, reporter)
-    discovery = discover(loaded.model, pairs, job.config, on_step=lambda entry: reporter.step(entry, job.config))
+    discovery = discover(
+        loaded.model,
+        pairs,
+        job.config,
+        on_step=lambda entry: reporter.step(entry, job.config),
+        on_look=reporter.look,
+    )
     folder = discovery.save(job.out, overwrite=job.overwrite, about=_about(job))
     if discovery.interrupted:
         return Finished(folder, discovery, None)
