@@ -11,17 +11,13 @@ was finished before by the same command is not made again.
 
 import argparse
 import json
-import os
-import platform
-import shlex
 import statistics
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # all three are read when the libraries are first imported
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+from surroundings import surroundings  # before all that reads the environment when it is imported
+
+# isort: split
 
 from rich.console import Console
 from rich.table import Table
@@ -118,24 +114,15 @@ def markdown(options: argparse.Namespace, found: dict[str, dict[str, Results]], 
 def main() -> None:
     """Run every task and seed, print the tables, write the results after each run."""
     options = arguments()
-    command = shlex.join(["python", *sys.argv])
+    about = surroundings()
     earlier = json.loads(options.out.read_text()) if options.out.exists() else {}
-    found: dict[str, dict[str, Results]] = earlier["tasks"] if earlier.get("command") == command else {}
+    found: dict[str, dict[str, Results]] = earlier["tasks"] if earlier.get("command") == about["command"] else {}
     for task in options.tasks:
         for seed in options.seeds:
             runs = found.setdefault(task, {})
             if str(seed) not in runs:
                 runs[str(seed)] = one_run(options, task, seed)
-            results = {
-                "command": command,
-                "machine": {
-                    "cpus": os.cpu_count(),
-                    "processor": platform.machine(),
-                    "python": platform.python_version(),
-                },
-                "versions": {name: version(name) for name in ("circuitsieve", "torch", "transformers")},
-                "tasks": found,
-            }
+            results = {**about, "tasks": found}
             options.out.write_text(json.dumps(results, indent=2) + "\n")
         table = Table(title=title(options, task), title_justify="left")
         for heading in ("", "median", "lowest", "highest"):
@@ -144,7 +131,7 @@ def main() -> None:
             table.add_row(*line)
         Console().print(table)
     if options.markdown is not None:
-        options.markdown.write_text(markdown(options, found, command))
+        options.markdown.write_text(markdown(options, found, about["command"]))
 
 
 if __name__ == "__main__":

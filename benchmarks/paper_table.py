@@ -9,15 +9,12 @@ writes JSON with the machine and the command. Run folders lie under --runs.
 
 import argparse
 import json
-import os
-import platform
-import shlex
 import sys
 from pathlib import Path
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # both are read when transformers is first imported
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+from surroundings import surroundings  # before all that reads the environment when it is imported
+
+# isort: split
 
 from rich.console import Console
 from rich.table import Table
@@ -85,11 +82,7 @@ def main() -> None:
         pruned = (f"{row[name]:.1f}" for name in (*GRANULARITIES, "parameters"))
         table.add_row(task, *pruned, f"{row['accuracy']:.3f}", f"{row['kl']:.3f}", f"{row['steps']:,}")
     Console().print(table)
-    results = {
-        "command": shlex.join(["python", *sys.argv]),
-        "machine": {"cpus": os.cpu_count(), "processor": platform.machine(), "python": platform.python_version()},
-        "rows": rows,
-    }
+    results = {**surroundings(), "rows": rows}
     options.out.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -65,6 +65,9 @@ class DiscoveryConfig:
     ranking_sizes: tuple[float, float] = (0.05, 0.6)
     """Between which sizes the masks of the ranking are drawn."""
 
+    ranking_looks: int = 2
+    """How often the effects of single nodes are measured: the ranking starts there (0: all nodes start equal)."""
+
     ranking_lr: float = 0.2
     """Learning rate of the ranking; it falls to a quarter."""
 
@@ -148,7 +151,7 @@ class DiscoveryConfig:
                 raise ConfigError(one_of(setting, str(getattr(self, setting)), words))
 
     def _check_numbers(self) -> None:
-        for name, lowest in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
+        for name, lowest in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0), ("ranking_looks", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < lowest:
                 raise ConfigError(f"{name}: found {value}, expected a whole number of at least {lowest}")

@@ -47,8 +47,6 @@ AVERAGING = 0.97
 """Decay per step of the moving average of log_alpha: single steps are mostly noise."""
 KL_FLOOR = 0.05
 """Of the ranking's objective log(KL + this), nats: every size counts alike, and pairs without any loss do not explode."""
-LOOKS = 2
-"""How often the effects of single nodes are measured before the ranking learns."""
 EFFECT_SCALE = 6.0
 """What a score starts with is this times the log of the node's effect: so steep that only nodes near the threshold learn."""
 SIZE_RATE = 0.01
@@ -162,10 +160,10 @@ class RankingPhase(Phase):
         seen = itertools.count(1)
 
         def masks() -> Masks:
-            on_look(next(seen), LOOKS * len(batches))
+            on_look(next(seen), self.config.ranking_looks * len(batches))
             return self.nested.draw(self._random_size(), TEMPERATURE)
 
-        for _ in range(LOOKS):
+        for _ in range(self.config.ranking_looks):
             scores = log_scores(effects(self.problem, batches, masks))
             self.nested.start_at({g: EFFECT_SCALE * score for g, score in scores.items()})
 
