@@ -1,6 +1,6 @@
 """Discovery: masks of every granularity learned in one run (arXiv 2512.10903).
 
-Each step:
+Before the first step the effects of single nodes are measured (`effects`), which is where their ranking starts. Each step:
 1. take a batch of pairs and its reference (full and empty answer logits, baselines), computed once per batch;
 2. draw masks as the phase does it (`phases`), compose the masks of the sites;
 3. run the clean prompts with the baselines mixed in, as far as the answer positions;
