@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.console import damage_named, one_line_errors, print_json, print_run, set_up_libraries
@@ -188,10 +190,12 @@ def tasks(*, json: bool = False) -> int:
     if json:
         print_json({task.name: {"summary": task.summary, "options": task.options} for task in known})
         return 0
+    table = Table.grid(padding=(0, 2))
     for task in known:
-        Console().print(f"[bold]{task.name}[/bold]  {task.summary}")
+        table.add_row(Text(task.name, "bold"), Text(task.summary))
         for option, meaning in task.options.items():
-            Console().print(f"    --task-option {option}=...  {meaning}", highlight=False)
+            table.add_row("", Text(f"--task-option {option}=...\n{meaning}", "dim"))
+    Console().print(table)
     return 0
 
 
