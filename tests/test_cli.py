@@ -154,7 +154,7 @@ def test_nested_masks_go_the_whole_way(called, discover, tmp_path):
     assert again["test"] == pytest.approx(first["test"])
     history = [json.loads(line) for line in (tmp_path / "new/history.jsonl").read_text().splitlines()]
     assert all(0 < entry["drawn_size"] <= 1 for entry in history)
-    assert ["smoothed_kl" in entry for entry in history] == [False] * 3 + [True] * 7
+    assert ["smoothed_kl" in entry for entry in history] == [False] * 6 + [True] * 4
 
 
 def test_flags_come_on_top_of_a_file(discover, tmp_path):
@@ -206,13 +206,17 @@ def test_only_correct_counts_what_it_drops(discover, tmp_path):
 # --- interrupts ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("drawing", "done"), [(Nested, 2), (HardConcrete, 5)], ids=["ranking", "gates"])
-def test_interrupted_search_leaves_a_run_to_evaluate(called, discover, tmp_path, monkeypatch, drawing, done):
-    """Of ten steps the first three rank."""
+@pytest.mark.parametrize(
+    ("drawing", "draws", "done"),
+    [(Nested, 2, 0), (Nested, 6, 2), (HardConcrete, 2, 8)],
+    ids=["looks", "ranking", "gates"],
+)
+def test_interrupted_search_leaves_a_run_to_evaluate(called, discover, tmp_path, monkeypatch, drawing, draws, done):
+    """Two batches are looked at twice; of ten steps the first six rank."""
     draw, calls = drawing.draw, itertools.count()
 
     def interrupted(self: object, *words: object, **others: object) -> object:
-        if next(calls) == 2:
+        if next(calls) == draws:
             raise KeyboardInterrupt
         return draw(self, *words, **others)
 
@@ -339,7 +343,9 @@ def test_real_process_prints_one_document_and_no_noise(home, tmp_path):
     done = subprocess.run([sys.executable, "-m", "circuitsieve", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert json.loads(done.stdout)["test"]["n"] > 0
-    ours = re.compile(r"\d+ training, \d+ validation|warning: the full model's|step \d+ of \d+, |discover |evaluate ")
+    ours = re.compile(
+        r"\d+ training, \d+ validation|warning: the full model's|step \d+ of \d+, |look |discover |evaluate "
+    )
     assert [line for line in done.stderr.splitlines() if not ours.match(line)] == []
 
 
