@@ -7,9 +7,9 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # all three are read when the libraries are first imported
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+from circuitsieve.console import set_up_libraries
+
+set_up_libraries()
 
 
 def surroundings() -> dict[str, Any]:

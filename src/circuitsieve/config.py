@@ -75,7 +75,7 @@ class DiscoveryConfig:
     """How masks are sampled: hard, straight_through (as the paper: the gradient is that of a soft sample) or soft."""
 
     final_noise: float = 0.5
-    """The share of the gates' sampling noise that is left at the end, so that the masks trained last are those cut (paper: 1)."""
+    """The share of the gates' sampling noise that is left at the end; ranked gates start with a half (paper: 1)."""
 
     hinge: float | None = None
     """Adds how far the logit difference falls short of this margin to the objective."""

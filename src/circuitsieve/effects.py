@@ -16,10 +16,10 @@ from torch import Tensor
 from circuitsieve.data import PairBatch
 from circuitsieve.instrument import quick_attention
 from circuitsieve.masks import Masks
-from circuitsieve.nodes import CONTAINERS, LEAVES
+from circuitsieve.nodes import chains
 from circuitsieve.objective import log_probs
 from circuitsieve.problem import Problem
-from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
+from circuitsieve.vocabulary import Granularity
 
 PAIRS = 384
 """So many training pairs are looked at."""
@@ -31,13 +31,7 @@ Effects = dict[Granularity, Float[Tensor, "#layers _"]]
 
 def finest(granularities: Iterable[Granularity]) -> dict[Granularity, Granularity]:
     """For each granularity whose nodes have no children: the searched one that decides about them, if any."""
-    searched = set(granularities)
-    deciding: dict[Granularity, Granularity] = {}
-    for leaf in LEAVES:
-        chain = [g for g in (*CONTAINERS.get(leaf, ()), leaf) if g in searched]
-        if leaf in searched or (chain and leaf in UNIT_GRANULARITIES):
-            deciding[leaf] = chain[-1]
-    return deciding
+    return {leaf: chain[-1] for leaf, chain in chains(granularities).items()}
 
 
 def enough_batches(problem: Problem) -> Sequence[PairBatch]:

@@ -53,6 +53,18 @@ LEAVES = (
 )
 """The granularities whose nodes contain no others."""
 
+
+def chains(searched: Iterable[Granularity]) -> dict[Granularity, list[Granularity]]:
+    """For each granularity of LEAVES that a search decides about: the searched ones along the way down to it, coarsest first.
+
+    Units are decided about as soon as anything that contains them is searched; out dims and the embedding only if they are
+    searched themselves.
+    """
+    searched = set(searched)
+    found = {leaf: [g for g in (*CONTAINERS.get(leaf, ()), leaf) if g in searched] for leaf in LEAVES}
+    return {leaf: chain for leaf, chain in found.items() if leaf in searched or (chain and leaf in UNIT_GRANULARITIES)}
+
+
 _WRITE_OF_READ = {SiteKind.ATTN_READ: SiteKind.ATTN_WRITE, SiteKind.MLP_READ: SiteKind.MLP_WRITE}
 _NAME = re.compile(r"L(?P<layer>\d+)\.(?P<granularity>[a-z_]+)(?:\.(?P<index>\d+))?")
 
@@ -189,18 +201,14 @@ class NodeSpace:
     ) -> dict[Granularity, Float[Tensor, "#layers _"]]:
         """Scores of the nodes without children, each combined with those of all nodes that contain it.
 
-        Units have a score as soon as anything that contains them has one; out dims and the embedding only if they are scored
-        themselves. What is missing is not searched.
+        What is missing in the result is not searched (`chains`).
         """
         leaves: dict[Granularity, Tensor] = {}
-        for leaf in LEAVES:
-            chain = [g for g in (*CONTAINERS.get(leaf, ()), leaf) if g in scores]
-            if leaf in chain or (chain and leaf in UNIT_GRANULARITIES):
-                terms = [
-                    scores[g].repeat_interleave(self.head_dim, dim=1) if g is Granularity.HEAD else scores[g]
-                    for g in chain
-                ]
-                leaves[leaf] = functools.reduce(combine, terms).expand(self.shape(leaf))
+        for leaf, chain in chains(scores).items():
+            terms = [
+                scores[g].repeat_interleave(self.head_dim, dim=1) if g is Granularity.HEAD else scores[g] for g in chain
+            ]
+            leaves[leaf] = functools.reduce(combine, terms).expand(self.shape(leaf))
         return leaves
 
     def summed(self, scores: Scores) -> dict[Granularity, Float[Tensor, "#layers _"]]:

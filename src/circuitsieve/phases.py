@@ -1,8 +1,8 @@
 """The phases of a search: how each draws masks, what it minimises and how hard it prunes.
 
-`hard_concrete` first ranks all nodes with nested soft masks of every size (a warm start that the paper does not have), then
-learns hard-concrete gates under a pressure. `nested` ranks in the same way, then focuses: hard masks of the size at which
-the budget is just met.
+`hard_concrete` first ranks all nodes, by their effects and then with nested soft masks of every size (a warm start that the
+paper does not have), then learns hard-concrete gates under a pressure. `nested` ranks in the same way, then focuses: hard
+masks of the size at which the budget is just met.
 """
 
 import itertools
