@@ -20,8 +20,11 @@ from circuitsieve.evaluation import evaluate
 from circuitsieve.instrument import Subject
 from circuitsieve.nodes import LEAVES
 from circuitsieve.pairs import Pair
-from circuitsieve.phases import NOISE_FALLS, FocusPhase, HardConcretePhase, RankingPhase, falling, phases
+from circuitsieve.phase import falling
+from circuitsieve.phases import NOISE_FALLS, FocusPhase, HardConcretePhase, phases
 from circuitsieve.problem import Problem, training_dtype
+from circuitsieve.ranking import RankingPhase
+from circuitsieve.selection import final_cut, try_cut
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 
 HEADS = {(0, 1), (1, 2)}
@@ -202,6 +205,21 @@ def test_phases_share_the_steps_and_begin_where_the_ranking_ended(planted: GPT2L
     again = Circuit(problem.space, ranking.cut(ranking.threshold_at(first.size)))
     assert all(torch.equal(first.masks[g], again.masks[g]) for g in Granularity)
     assert next(search, None) is None
+
+
+def test_the_final_cut_goes_on_from_the_ranking_of_the_best_check_where_that_is_the_better_one(
+    planted: GPT2LMHeadModel, found: Discovery
+) -> None:
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG)
+    upside_down = Ranking(problem.space, {g: -score for g, score in found.ranking.scores.items()})
+    early = try_cut(problem, found.ranking, found.ranking.threshold_at(0.9), 7)
+    alone, chosen = final_cut(problem, upside_down, None), final_cut(problem, upside_down, early)
+    assert early.feasible
+    assert chosen.feasible
+    assert chosen.step == 7
+    assert chosen.circuit.size < 0.5 * min(early.circuit.size, alone.circuit.size)
+    assert final_cut(problem, upside_down, early, quick=True).circuit.size == early.circuit.size
+    assert final_cut(problem, found.ranking, early).step == CONFIG.steps
 
 
 def test_without_a_ranking_gates_start_as_the_paper_does(planted: GPT2LMHeadModel) -> None:

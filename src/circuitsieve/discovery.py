@@ -30,7 +30,8 @@ from circuitsieve.data import PairBatch, Pairs
 from circuitsieve.errors import ModelError
 from circuitsieve.instrument import Subject, frozen, quick_attention
 from circuitsieve.objective import hinge, logit_difference
-from circuitsieve.phases import Phase, phases
+from circuitsieve.phase import Phase
+from circuitsieve.phases import phases
 from circuitsieve.problem import Problem
 from circuitsieve.provenance import describe_model, describe_pairs, records
 from circuitsieve.runs import RunFolder
@@ -191,12 +192,13 @@ class _Training:
             loss = loss + hinge(logit_difference(logits, batch.targets), margin).mean()
         for optimizer in optimizers:
             optimizer.zero_grad()
-        torch.autograd.backward(self.phase.objective(step, loss, masks))
+        objective, facts = self.phase.objective(step, loss, masks)
+        torch.autograd.backward(objective)
         torch.nn.utils.clip_grad_norm_(self.phase.learned.parameters(), self.phase.clip)
         for optimizer in optimizers:
             optimizer.step()
         measured = Signals(*(signal.detach() for signal in signals))
-        return {"kl": measured.kl, "accuracy_drop": measured.accuracy_drop, **self.phase.after(step, measured)}
+        return {"kl": measured.kl, "accuracy_drop": measured.accuracy_drop, **facts, **self.phase.after(step, measured)}
 
     def _check(self, step: int) -> dict[str, float]:
         """Now and then: how the circuit so far does on validation pairs."""

@@ -1,33 +1,26 @@
 """The phases of a search: how each draws masks, what it minimises and how hard it prunes.
 
-`hard_concrete` first ranks all nodes, by their effects and then with nested soft masks of every size (a warm start that the
-paper does not have), then learns hard-concrete gates under a pressure. `nested` ranks in the same way, then focuses: hard
-masks of the size at which the budget is just met.
+`hard_concrete` first ranks all nodes (a warm start that the paper does not have), then learns hard-concrete gates under a
+pressure. `nested` ranks in the same way, then focuses: hard masks of the size at which the budget is just met.
 """
 
-import itertools
 import math
-import random
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from circuitsieve.circuit import Ranking
 from circuitsieve.control import BudgetController, Signals
-from circuitsieve.effects import effects, enough_batches, log_scores
 from circuitsieve.gates import HardConcrete
 from circuitsieve.masks import Masks, Scores
-from circuitsieve.nested import Nested
+from circuitsieve.phase import Facts, Phase
 from circuitsieve.problem import Problem
+from circuitsieve.ranking import TEMPERATURE, RankingPhase
 from circuitsieve.selection import affordable_size
 from circuitsieve.vocabulary import Method, Sampling
-
-Facts = dict[str, Tensor]
-"""What a phase tells about a step, for the history."""
 
 NOISE_FALLS = (0.3, 0.7)
 """The shares of a phase between which the sampling noise falls."""
@@ -45,63 +38,8 @@ RANKED_GAP = math.log(1.1)
 much comes back too late."""
 AVERAGING = 0.97
 """Decay per step of the moving average of log_alpha: single steps are mostly noise."""
-KL_FLOOR = 0.05
-"""Of the ranking's objective log(KL + this), nats: every size counts alike, and pairs without any loss do not explode."""
-EFFECT_SCALE = 6.0
-"""What a score starts with is this times the log of the node's effect: so steep that only nodes near the threshold learn."""
 SIZE_RATE = 0.01
 """The largest change of the log size per step: the masks need time to make up for what a new size changes."""
-TEMPERATURE = 1.0
-"""Of the soft masks; the scale of the scores."""
-
-
-class Phase(ABC):
-    """One part of a search."""
-
-    tries_circuits = True
-    """Whether circuits are tried on validation pairs meanwhile."""
-    clip = math.inf
-    """Largest norm of the gradient of what is learned."""
-
-    def __init__(self, problem: Problem, steps: int, learned: nn.Module) -> None:
-        """Prepare a phase.
-
-        Args:
-            problem: what is searched.
-            steps: of this phase.
-            learned: its parameters are what the optimiser moves.
-        """
-        self.problem, self.config, self.steps, self.learned = problem, problem.config, steps, learned
-
-    def begin(self, on_look: Callable[[int, int], None]) -> None:  # noqa: B027 (not every phase needs it)
-        """Look at what the phase starts from, before its first step.
-
-        Args:
-            on_look: is told how many batches were looked at, of how many.
-        """
-
-    @abstractmethod
-    def draw(self, step: int) -> Masks:
-        """The masks of a step, differentiable."""
-
-    @abstractmethod
-    def ranking(self) -> Ranking:
-        """The ranking so far; its cut at 0 is the circuit so far."""
-
-    @abstractmethod
-    def after(self, step: int, signals: Signals) -> Facts:
-        """Take notice of a step that was made."""
-
-    def learning_rate(self, step: int) -> float:
-        """That of a step of the phase."""
-        return falling(self.config.lr_schedule, self.config.lr, self.config.lr_end, step, self.steps)
-
-    def objective(self, step: int, loss: Tensor, masks: Masks) -> Tensor:  # noqa: ARG002 (for those that override it)
-        """What is minimised, from the loss in behaviour."""
-        return loss
-
-    def checked(self, signals: Signals) -> None:  # noqa: B027 (not every phase is steered)
-        """Take notice of a check on validation pairs."""
 
 
 def phases(problem: Problem, now: Callable[[], Problem]) -> Iterator[Phase]:
@@ -120,82 +58,6 @@ def phases(problem: Problem, now: Callable[[], Problem]) -> Iterator[Phase]:
         yield FocusPhase(problem, ranked, start)
     else:
         yield HardConcretePhase(problem, None if ranked is None else ranked.leaves(start))
-
-
-def falling(schedule: str, first: float, last: float, step: int, steps: int) -> float:
-    """A learning rate between the first and the last of a phase (constant: the first throughout)."""
-    done = step / max(1, steps - 1)
-    match schedule:
-        case "linear":
-            share = 1 - done
-        case "cosine":
-            share = (1 + math.cos(math.pi * done)) / 2
-        case _:
-            share = 1.0
-    return last + (first - last) * share
-
-
-class RankingPhase(Phase):
-    """Soft nested masks of a random size at each step: one run ranks every unit at every size."""
-
-    tries_circuits = False
-
-    def __init__(self, problem: Problem) -> None:
-        config = problem.config
-        self.nested = Nested(
-            {g: problem.space.shape(g) for g in problem.granularities},
-            problem.space.summed,
-            all_units=problem.space.units,
-            seed=config.seed,
-            device=problem.subject.device,
-        )
-        super().__init__(problem, config.ranking_steps, self.nested)
-        self.rng = random.Random(f"sizes {config.seed}")
-        self.sizes = [self._random_size() for _ in range(self.steps)]
-
-    @override
-    def begin(self, on_look: Callable[[int, int], None]) -> None:
-        """Start where nodes stand by themselves, seen first among equals, then in masks of the ranking that this gives."""
-        batches = enough_batches(self.problem)
-        seen = itertools.count(1)
-
-        def masks() -> Masks:
-            on_look(next(seen), self.config.ranking_looks * len(batches))
-            return self.nested.draw(self._random_size(), TEMPERATURE)
-
-        for _ in range(self.config.ranking_looks):
-            scores = log_scores(effects(self.problem, batches, masks))
-            self.nested.start_at({g: EFFECT_SCALE * score for g, score in scores.items()})
-
-    @override
-    def learning_rate(self, step: int) -> float:
-        first = self.config.ranking_lr
-        return falling("linear", first, first / 4, step, self.steps)
-
-    @override
-    def draw(self, step: int) -> Masks:
-        return self.nested.draw(self.sizes[step], TEMPERATURE)
-
-    @override
-    def objective(self, step: int, loss: Tensor, masks: Masks) -> Tensor:
-        return (loss + KL_FLOOR).log()
-
-    @override
-    def after(self, step: int, signals: Signals) -> Facts:
-        return {"drawn_size": torch.full_like(signals.kl, self.sizes[step])}
-
-    def leaves(self, size: float) -> Scores:
-        """Scores of the nodes without children, shifted so that the cut at 0 has the size."""
-        return self.nested.ranking(size)
-
-    @override
-    def ranking(self) -> Ranking:
-        return Ranking(self.problem.space, self.leaves(math.sqrt(math.prod(self.config.ranking_sizes))))
-
-    def _random_size(self) -> float:
-        """Log-uniform."""
-        low, high = map(math.log, self.config.ranking_sizes)
-        return math.exp(self.rng.uniform(low, high))
 
 
 class FocusPhase(Phase):
@@ -264,7 +126,7 @@ class HardConcretePhase(Phase):
             self.controller = replace(self.controller, start=RANKED_PRESSURE, slack=1.0, smallest_gap=RANKED_GAP)
             self.first_noise = RANKED_NOISE
         self.control = self.controller.initial(problem.subject.device)
-        self.ranked, self.penalty = ranked, torch.zeros(())
+        self.ranked = ranked
         self.averages = {g: log_alpha.detach().clone() for g, log_alpha in self.gates.scores().items()}
 
     @override
@@ -272,9 +134,9 @@ class HardConcretePhase(Phase):
         return self.gates.draw(step, self.noise_scale(step))
 
     @override
-    def objective(self, step: int, loss: Tensor, masks: Masks) -> Tensor:
-        self.penalty = self.gates.penalty(self.problem.prices(masks))
-        return loss + self._pressure(step) * self.penalty
+    def objective(self, step: int, loss: Tensor, masks: Masks) -> tuple[Tensor, Facts]:
+        pressure, penalty = self._pressure(step), self.gates.penalty(self.problem.prices(masks))
+        return loss + pressure * penalty, {"pressure": pressure, "penalty": penalty.detach()}
 
     @override
     def after(self, step: int, signals: Signals) -> Facts:
@@ -283,12 +145,9 @@ class HardConcretePhase(Phase):
         if self.ranked is not None:
             for granularity, now in self.gates.scores().items():
                 self.averages[granularity].lerp_(now.detach(), 1 - AVERAGING)
-        pressure = self._pressure(step)
         self.control = self.controller.step(step, signals, self.control)
         return {
             "smoothed_kl": self.control.signals.kl,
-            "pressure": pressure,
-            "penalty": self.penalty.detach(),
             **{f"open.{g}": (scores > 0).float().mean() for g, scores in self.gates.scores().items()},
         }
 

@@ -122,28 +122,39 @@ class Checks:
 
 
 def final_cut(problem: Problem, ranking: Ranking, best: Check | None, *, quick: bool = False) -> Check:
-    """The circuit to return: the ranking cut where the budget is just met on all validation pairs.
+    """The circuit to return: the last ranking, or that of the best check, cut where the budget is just met.
 
-    A smaller circuit from the checks takes its place if it proves feasible on all validation pairs. Without a budget, or when
-    `quick`, the ranking is cut at 0.
+    All validation pairs are looked at. Without a budget, or when `quick`, the last ranking is cut at 0, and the best check takes
+    its place if it is better.
     """
-    steps = problem.config.steps
+    steps, budgeted = problem.config.steps, problem.config.pressure is None
     chosen = try_cut(problem, ranking, 0.0, steps)
-    if problem.config.pressure is not None or quick:
+    if not budgeted:
         return chosen
+    starts = [(problem, chosen)]
+    if best is not None and best.feasible:
+        then = problem.with_constants(best.circuit.constants)
+        starts.append((then, _measure(then, best.circuit, best.ranking, best.step)))
+    if not quick:
+        starts = [(then, _smallest_cut(then, start)) for then, start in starts]
+    for _, check in starts:
+        if check.better_than(chosen):
+            chosen = check
+    return chosen
+
+
+def _smallest_cut(problem: Problem, start: Check) -> Check:
+    """The best of the cuts of a ranking around a first one."""
+    chosen = start
 
     def feasible(size: float) -> bool:
         nonlocal chosen
-        check = try_cut(problem, ranking, ranking.threshold_at(size), steps)
+        check = try_cut(problem, start.ranking, start.ranking.threshold_at(size), start.step)
         if check.better_than(chosen):
             chosen = check
         return check.feasible
 
-    smallest_feasible(feasible, chosen.circuit.size, 1 / problem.space.units, CUT_PRECISION, known=chosen.feasible)
-    if best is not None and best.feasible and (best.circuit.size < chosen.circuit.size or not chosen.feasible):
-        again = _measure(problem.with_constants(best.circuit.constants), best.circuit, best.ranking, best.step)
-        if again.better_than(chosen):
-            chosen = again
+    smallest_feasible(feasible, start.circuit.size, 1 / problem.space.units, CUT_PRECISION, known=start.feasible)
     return chosen
 
 

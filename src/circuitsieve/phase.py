@@ -1,0 +1,77 @@
+"""What every phase of a search does: it draws masks, says what is minimised, and learns from what came of it."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from circuitsieve.circuit import Ranking
+from circuitsieve.control import Signals
+from circuitsieve.masks import Masks
+from circuitsieve.problem import Problem
+
+Facts = dict[str, Tensor]
+"""What a phase tells about a step, for the history."""
+
+
+class Phase(ABC):
+    """One part of a search."""
+
+    tries_circuits = True
+    """Whether circuits are tried on validation pairs meanwhile."""
+    clip = math.inf
+    """Largest norm of the gradient of what is learned."""
+
+    def __init__(self, problem: Problem, steps: int, learned: nn.Module) -> None:
+        """Prepare a phase.
+
+        Args:
+            problem: what is searched.
+            steps: of this phase.
+            learned: its parameters are what the optimiser moves.
+        """
+        self.problem, self.config, self.steps, self.learned = problem, problem.config, steps, learned
+
+    def begin(self, on_look: Callable[[int, int], None]) -> None:  # noqa: B027 (not every phase needs it)
+        """Look at what the phase starts from, before its first step.
+
+        Args:
+            on_look: is told how many batches were looked at, of how many.
+        """
+
+    @abstractmethod
+    def draw(self, step: int) -> Masks:
+        """The masks of a step, differentiable."""
+
+    @abstractmethod
+    def ranking(self) -> Ranking:
+        """The ranking so far; its cut at 0 is the circuit so far."""
+
+    @abstractmethod
+    def after(self, step: int, signals: Signals) -> Facts:
+        """Take notice of a step that was made."""
+
+    def learning_rate(self, step: int) -> float:
+        """That of a step of the phase."""
+        return falling(self.config.lr_schedule, self.config.lr, self.config.lr_end, step, self.steps)
+
+    def objective(self, step: int, loss: Tensor, masks: Masks) -> tuple[Tensor, Facts]:  # noqa: ARG002 (for those that override it)
+        """What is minimised, from the loss in behaviour, and what there is to tell about it."""
+        return loss, {}
+
+    def checked(self, signals: Signals) -> None:  # noqa: B027 (not every phase is steered)
+        """Take notice of a check on validation pairs."""
+
+
+def falling(schedule: str, first: float, last: float, step: int, steps: int) -> float:
+    """A learning rate between the first and the last of a phase (constant: the first throughout)."""
+    done = step / max(1, steps - 1)
+    match schedule:
+        case "linear":
+            share = 1 - done
+        case "cosine":
+            share = (1 + math.cos(math.pi * done)) / 2
+        case _:
+            share = 1.0
+    return last + (first - last) * share

@@ -1,0 +1,88 @@
+"""The phase that ranks all nodes: by their effects, and then with nested soft masks of every size."""
+
+import itertools
+import math
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from circuitsieve.circuit import Ranking
+from circuitsieve.control import Signals
+from circuitsieve.effects import effects, enough_batches, log_scores
+from circuitsieve.masks import Masks, Scores
+from circuitsieve.nested import Nested
+from circuitsieve.phase import Facts, Phase, falling
+from circuitsieve.problem import Problem
+
+KL_FLOOR = 0.05
+"""Of the ranking's objective log(KL + this), nats: every size counts alike, and pairs without any loss do not explode."""
+EFFECT_SCALE = 6.0
+"""What a score starts with is this times the log of the node's effect: so steep that only nodes near the threshold learn."""
+TEMPERATURE = 1.0
+"""Of the soft masks; the scale of the scores."""
+
+
+class RankingPhase(Phase):
+    """Soft nested masks of a random size at each step: one run ranks every unit at every size."""
+
+    tries_circuits = False
+
+    def __init__(self, problem: Problem) -> None:
+        config = problem.config
+        self.nested = Nested(
+            {g: problem.space.shape(g) for g in problem.granularities},
+            problem.space.summed,
+            all_units=problem.space.units,
+            seed=config.seed,
+            device=problem.subject.device,
+        )
+        super().__init__(problem, config.ranking_steps, self.nested)
+        self.rng = random.Random(f"sizes {config.seed}")
+        self.sizes = [self._random_size() for _ in range(self.steps)]
+
+    @override
+    def begin(self, on_look: Callable[[int, int], None]) -> None:
+        """Start where nodes stand by themselves, seen first among equals, then in masks of the ranking that this gives."""
+        batches = enough_batches(self.problem)
+        seen = itertools.count(1)
+
+        def masks() -> Masks:
+            on_look(next(seen), self.config.ranking_looks * len(batches))
+            return self.nested.draw(self._random_size(), TEMPERATURE)
+
+        for _ in range(self.config.ranking_looks):
+            scores = log_scores(effects(self.problem, batches, masks))
+            self.nested.start_at({g: EFFECT_SCALE * score for g, score in scores.items()})
+
+    @override
+    def learning_rate(self, step: int) -> float:
+        first = self.config.ranking_lr
+        return falling("linear", first, first / 4, step, self.steps)
+
+    @override
+    def draw(self, step: int) -> Masks:
+        return self.nested.draw(self.sizes[step], TEMPERATURE)
+
+    @override
+    def objective(self, step: int, loss: Tensor, masks: Masks) -> tuple[Tensor, Facts]:
+        return (loss + KL_FLOOR).log(), {}
+
+    @override
+    def after(self, step: int, signals: Signals) -> Facts:
+        return {"drawn_size": torch.full_like(signals.kl, self.sizes[step])}
+
+    def leaves(self, size: float) -> Scores:
+        """Scores of the nodes without children, shifted so that the cut at 0 has the size."""
+        return self.nested.ranking(size)
+
+    @override
+    def ranking(self) -> Ranking:
+        return Ranking(self.problem.space, self.leaves(math.sqrt(math.prod(self.config.ranking_sizes))))
+
+    def _random_size(self) -> float:
+        """Log-uniform."""
+        low, high = map(math.log, self.config.ranking_sizes)
+        return math.exp(self.rng.uniform(low, high))
