@@ -6,7 +6,7 @@
 
 The seed draws the pairs, the gates, their noise and the order of the batches. Prints a table for each task (median, lowest
 and highest over seeds), writes JSON with the machine, the versions and the command. Run folders lie under --runs. A run that
-was finished before by the same command is not made again.
+was finished before by the same command and commit is not made again.
 """
 
 import argparse
@@ -50,6 +50,24 @@ ROWS = {
     "seconds, card included": "seconds",
     "peak memory, bytes": "peak_memory_bytes",
 }
+SHOWN = {
+    "size, read-site units kept": ("size", ".1%"),
+    "heads kept": ("heads kept", ".0f"),
+    "MLP neurons kept": ("MLP neurons kept", ",.0f"),
+    "faithfulness": ("test faithfulness", ".3f"),
+    "faithfulness, random circuits": ("random faithfulness", ".2f"),
+    "KL, nats": ("test KL", ".3f"),
+    "KL, random circuits": ("random KL", ".2f"),
+    "KL, complement": ("complement KL", ".2f"),
+    "KL, empty circuit": ("empty KL", ".2f"),
+    "accuracy": ("test accuracy", ".3f"),
+    "accuracy, full model": ("full model's accuracy", ".3f"),
+    "accuracy, random circuits": ("random accuracy", ".3f"),
+    "accuracy, complement": ("complement accuracy", ".3f"),
+    "accuracy, empty circuit": ("empty accuracy", ".3f"),
+    "seconds, card included": ("seconds, card included", ".0f"),
+}
+"""The rows of the page: a figure and its format."""
 Results = dict[str, float]
 
 
@@ -101,14 +119,46 @@ def title(options: argparse.Namespace, task: str) -> str:
     return f"{options.model}, {task}, {budget}, {len(options.seeds)} seeds"
 
 
+PAGE = """# Tasks, measured
+
+{model}, {budget}, all defaults, {seeds} seeds, each with its own words, pairs and gates; two CPU cores. Medians over the
+seeds, with the lowest and the highest. Everything is measured on test pairs, which nothing was tuned on: their words stand in
+no training pair.
+
+{table}
+
+Faithfulness is 1 for the full model and 0 for the empty circuit, where everything is ablated. Random circuits have as many nodes
+as the circuit in every layer and head, the complement is all but the circuit. The budget is met on validation pairs, which choose
+the circuit; test pairs have other words again.
+
+Written by `{command}`.
+"""
+
+
 def markdown(options: argparse.Namespace, found: dict[str, dict[str, Results]], command: str) -> str:
-    """The tables as a page of documentation."""
-    page = [f"# Tasks\n\nWritten by `{command}`; medians over seeds, with the lowest and the highest.\n"]
-    for task, runs in found.items():
-        page.append(f"## {title(options, task)}\n\n| | median | lowest | highest |\n| --- | ---: | ---: | ---: |")
-        page += ["| " + " | ".join(line) + " |" for line in summary(runs)]
-        page.append("")
-    return "\n".join(page)
+    """A page of documentation: one table, a column a task."""
+
+    def spread(task: str, row: str, form: str) -> str:
+        values = [result[row] for result in found[task].values() if result[row] is not None]
+        if not values:
+            return ""
+        middle, low, high = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
+        return middle if low == high else f"{middle} ({low} to {high})"
+
+    def met(task: str) -> str:
+        return f"{sum(result['budget met'] for result in found[task].values()):.0f} of {len(found[task])}"
+
+    rows = {name: [spread(task, row, form) for task in found] for name, (row, form) in SHOWN.items()}
+    rows["budget met on validation pairs"] = [met(task) for task in found]
+    table = ["| | " + " | ".join(found) + " |", "| --- |" + " ---: |" * len(found)]
+    table += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
+    return PAGE.format(
+        model=options.model,
+        budget=f"`--max-kl {options.max_kl}`" if options.max_kl else f"`--min-faithfulness {options.min_faithfulness}`",
+        seeds=len(options.seeds),
+        table="\n".join(table),
+        command=command,
+    )
 
 
 def main() -> None:
@@ -116,7 +166,8 @@ def main() -> None:
     options = arguments()
     about = surroundings()
     earlier = json.loads(options.out.read_text()) if options.out.exists() else {}
-    found: dict[str, dict[str, Results]] = earlier["tasks"] if earlier.get("command") == about["command"] else {}
+    same = all(earlier.get(fact) == about[fact] for fact in ("command", "commit"))
+    found: dict[str, dict[str, Results]] = earlier["tasks"] if same else {}
     for task in options.tasks:
         for seed in options.seeds:
             runs = found.setdefault(task, {})
