@@ -112,7 +112,10 @@ class DiscoveryConfig:
     parameters or more, where the device computes in it). Circuits are always chosen and judged in the model's own."""
 
     memory_gb: float = 8.0
-    """How many gigabytes of corrupted activations are kept between steps; what exceeds it is recomputed."""
+    """How many gigabytes of corrupted activations are kept in memory between steps."""
+
+    disk_gb: float = 0.0
+    """How many more are kept in a temporary file; what exceeds both is computed anew at every step."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularities", tuple(self.granularities))
@@ -162,6 +165,7 @@ class DiscoveryConfig:
         for name, value in [
             ("depth_factor", self.depth_factor),
             ("memory_gb", self.memory_gb),
+            ("disk_gb", self.disk_gb),
             ("lr_end", self.lr_end),
         ] + [(f"penalty {g}", price) for g, price in self.penalty.items()]:
             if not 0 <= value < float("inf"):

@@ -185,8 +185,10 @@ class _Training:
     def _step(self, step: int, batch: PairBatch, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
         masks = self.phase.draw(step)
         with quick_attention(self.problem.train.subject, batch.clean.shape[1]):
-            logits = self.problem.logits(masks, batch, None if self.constants is None else self.constants())
-            signals = self.problem.train.signals(logits, batch)
+            reference = self.problem.train.references(batch)
+            baselines = reference.baselines if self.constants is None else self.constants()
+            logits = self.problem.logits(masks, batch, baselines)
+        signals = self.problem.train.signals(logits, batch, reference)
         loss, margin = signals.kl, self.problem.config.hinge
         if margin is not None:
             loss = loss + hinge(logit_difference(logits, batch.targets), margin).mean()

@@ -80,8 +80,9 @@ def _gradients(
     each = {g: mask.detach()[:, None, None].repeat(1, len(batch), 1, 1).requires_grad_() for g, mask in masks.items()}
     candidates = batch.targets.candidates
     with quick_attention(problem.train.subject, batch.clean.shape[1]):
-        logits = problem.logits(each, batch)
-        full = log_probs(problem.train.references(batch).full, candidates).exp()
+        reference = problem.train.references(batch)
+        logits = problem.logits(each, batch, reference.baselines)
+        full = log_probs(reference.full, candidates).exp()
         tokens = torch.multinomial(full.cpu(), 1, generator=generator).to(logits.device)
         said = log_probs(logits, candidates).gather(1, tokens).sum()
         gradients = dict(zip(each, torch.autograd.grad(said, list(each.values())), strict=True))

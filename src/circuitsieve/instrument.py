@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from circuitsieve.architectures import Architecture, architecture_of
 from circuitsieve.errors import HookNotFired
+from circuitsieve.mixing import mix
 from circuitsieve.nodes import Activations, NodeSpace, SiteMasks, node_space
 from circuitsieve.vocabulary import Site, SiteKind
 
@@ -126,13 +127,13 @@ def masked(subject: Subject, site_masks: SiteMasks, baselines: Mapping[Site, Ten
         for layer, row in enumerate(mask.unbind(0)):
             if not skip[layer]:
                 site = Site(kind, layer)
-                edits[site] = partial(_mix, row, baselines[site])
+                edits[site] = partial(_mixed, row, baselines[site])
     with _edited(subject.architecture, edits):
         yield
 
 
-def _mix(mask: Tensor, baseline: Tensor, activation: Tensor) -> Tensor:
-    return torch.lerp(baseline.to(activation).expand_as(activation), activation, mask.to(activation))
+def _mixed(mask: Tensor, baseline: Tensor, activation: Tensor) -> Tensor:
+    return mix(baseline, activation, mask)
 
 
 @dataclass(frozen=True)

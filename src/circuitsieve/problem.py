@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitsieve import ablations
-from circuitsieve.ablations import References
 from circuitsieve.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.control import Budget, Signals
@@ -22,7 +21,9 @@ from circuitsieve.instrument import Subject, answer_logits, masked
 from circuitsieve.masks import BoolMasks, Masks
 from circuitsieve.nodes import COMPOSITION, Activations, NodeSpace, SiteMasks
 from circuitsieve.objective import kl, log_probs, logit_difference, metric
+from circuitsieve.references import Reference, References
 from circuitsieve.screening import check_fit
+from circuitsieve.store import Store
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 
 SMALLEST_EFFECT = 1e-3
@@ -41,21 +42,21 @@ class Bench:
     references: References
     batches: Sequence[PairBatch]
 
-    def logits(
-        self, site_masks: SiteMasks, batch: PairBatch, baselines: Activations | None = None
-    ) -> Float[Tensor, "batch vocab"]:
-        """Answer logits of the clean prompts with the baselines mixed in: those of the batch's reference, or others."""
-        with masked(self.subject, site_masks, self.references(batch).baselines if baselines is None else baselines):
+    def logits(self, site_masks: SiteMasks, batch: PairBatch, baselines: Activations) -> Float[Tensor, "batch vocab"]:
+        """Answer logits of the clean prompts with baselines mixed in."""
+        with masked(self.subject, site_masks, baselines):
             return answer_logits(self.subject, batch.clean, batch.positions)
 
-    def signals(self, logits: Float[Tensor, "batch vocab"], batch: PairBatch) -> Signals:
+    def signals(self, logits: Float[Tensor, "batch vocab"], batch: PairBatch, reference: Reference) -> Signals:
         """What the budget looks at, from one batch of answer logits.
 
         While constants are learned (`--ablation optimal`), the empty circuit of the training pairs is the one with the means
         that they start at; the controller corrects what that changes by the checks on validation pairs.
         """
-        reference = self.references(batch)
-        circuit, full, empty = (metric(values, batch.targets) for values in (logits, reference.full, reference.empty))
+        circuit, full, empty = (
+            *(metric(values, batch.targets) for values in (logits, reference.full)),
+            reference.empty.metric,
+        )
         candidates = batch.targets.candidates
         right, expected = (logit_difference(values, batch.targets) > 0 for values in (logits, reference.full))
         return Signals(
@@ -71,7 +72,8 @@ class Bench:
         weighted: list[Tensor] = []
         pairs = 0
         for batch in self.batches if batches is None else batches:
-            signals = self.signals(self.logits(circuit.site_masks(), batch), batch)
+            reference = self.references(batch)
+            signals = self.signals(self.logits(circuit.site_masks(), batch, reference.baselines), batch, reference)
             weighted.append(torch.stack(signals) * len(batch))
             pairs += len(batch)
         return Signals(*(torch.stack(weighted).sum(0) / pairs).unbind())
@@ -115,7 +117,7 @@ class Problem:
                 ablation,
                 constants=constants,
                 kinds=_kinds(subject.space, config),
-                memory_bytes=int(share * config.memory_gb * 2**30),
+                store=Store(int(share * config.memory_gb * 2**30), int(share * config.disk_gb * 2**30)),
             )
             return Bench(on, references, split)
 
@@ -177,9 +179,7 @@ class Problem:
                 generator.shuffle(queue)
             yield queue.pop()
 
-    def logits(
-        self, masks: Masks, batch: PairBatch, baselines: Activations | None = None
-    ) -> Float[Tensor, "batch vocab"]:
+    def logits(self, masks: Masks, batch: PairBatch, baselines: Activations) -> Float[Tensor, "batch vocab"]:
         """Answer logits of clean training prompts under masks of the searched granularities."""
         return self.train.logits(self.space.fold(self.space.compose(masks), self.ablation), batch, baselines)
 

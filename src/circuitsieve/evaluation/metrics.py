@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from circuitsieve.ablations import References
 from circuitsieve.circuit import Circuit
 from circuitsieve.data import PairBatch
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.objective import PairMetrics, measure
+from circuitsieve.references import Reference, References
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -70,11 +70,12 @@ def run_circuit(circuit: Circuit, references: References, batches: Sequence[Pair
 
 def run_anchors(references: References, batches: Sequence[PairBatch]) -> Anchors:
     """The untouched model, and everything ablated, on every pair."""
-    both = [(references(batch), batch) for batch in batches]
-    return Anchors(
-        full=Outcome.join(measure(r.full, r.full, batch.targets) for r, batch in both),
-        empty=Outcome.join(measure(r.full, r.empty, batch.targets) for r, batch in both),
-    )
+    full, empty = zip(*(_anchors(references(batch), batch) for batch in batches), strict=True)
+    return Anchors(full=Outcome.join(full), empty=Outcome.join(empty))
+
+
+def _anchors(reference: Reference, batch: PairBatch) -> tuple[PairMetrics, PairMetrics]:
+    return measure(reference.full, reference.full, batch.targets), reference.empty
 
 
 @dataclass(frozen=True)
