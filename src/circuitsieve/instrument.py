@@ -6,8 +6,8 @@ and never saw an activation is an error (`HookNotFired`), never a silent no-op.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
@@ -114,12 +115,17 @@ def _keep(recorded: Activations, site: Site, activation: Tensor) -> None:
 
 
 @contextmanager
-def masked(subject: Subject, site_masks: SiteMasks, baselines: Mapping[Site, Tensor]) -> Iterator[None]:
+def masked(
+    subject: Subject, site_masks: SiteMasks, baselines: Mapping[Site, Tensor], *, checkpointed: int = 0
+) -> Iterator[None]:
     """Mix baselines into every forward pass: `lerp(baseline, activation, mask)` at each site that has a mask.
 
     Masks: [layers, n] or [layers, 1] per site kind, float32, 1 = keep; with [layers, batch, 1, n] each example has its own.
     Baselines: broadcast to [batch, tokens, n]. Rows of bool masks that are open throughout are left out. Values are exact
     at 0 and at 1, in any dtype.
+
+    Of the first `checkpointed` layers, only the input is kept for the backward pass, which runs them again, with the same
+    masks; it may come after the context has ended.
     """
     edits: dict[Site, Edit] = {}
     for kind, mask in site_masks.items():
@@ -128,7 +134,7 @@ def masked(subject: Subject, site_masks: SiteMasks, baselines: Mapping[Site, Ten
             if not skip[layer]:
                 site = Site(kind, layer)
                 edits[site] = partial(_mixed, row, baselines[site])
-    with _edited(subject.architecture, edits):
+    with _edited(subject.architecture, edits, checkpointed):
         yield
 
 
@@ -136,14 +142,34 @@ def _mixed(mask: Tensor, baseline: Tensor, activation: Tensor) -> Tensor:
     return mix(baseline, activation, mask)
 
 
-@dataclass(frozen=True)
 class _Hooks:
     """What to do at each site, and which sites have seen no activation yet."""
 
-    edits: Mapping[Site, Edit]
-    silent: set[Site]
-    shape: list[int] = field(default_factory=list)
-    """Batch and tokens of the forward pass under way."""
+    def __init__(self, architecture: Architecture, edits: Mapping[Site, Edit]) -> None:
+        self.architecture, self.edits, self.silent = architecture, edits, set(edits)
+        self.shape: list[int] = []
+        """Batch and tokens of the forward pass under way."""
+        self.attached = False
+
+    @contextmanager
+    def attach(self, sites: Iterable[Site]) -> Iterator[None]:
+        """Edit the activations at some sites; within another such context, nothing is done twice."""
+        if self.attached:
+            yield
+            return
+        self.attached = True
+        with ExitStack() as handles:
+            handles.callback(setattr, self, "attached", False)
+            handle: RemovableHandle = self.architecture.blocks[0].register_forward_pre_hook(self.on_start)
+            handles.callback(handle.remove)
+            for site in sites:
+                if site.kind in _WRITES:
+                    handle = self.architecture.write_module(site).register_forward_hook(partial(self.on_write, site))
+                else:
+                    read = self.architecture.read_module(site)
+                    handle = read.register_forward_pre_hook(partial(self.on_read, site))
+                handles.callback(handle.remove)
+            yield
 
     def on_start(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         self.shape[:] = args[0].shape[:2]
@@ -165,18 +191,14 @@ class _Hooks:
 
 
 @contextmanager
-def _edited(architecture: Architecture, edits: Mapping[Site, Edit]) -> Iterator[None]:
+def _edited(architecture: Architecture, edits: Mapping[Site, Edit], checkpointed: int = 0) -> Iterator[None]:
     """Apply a function to the activation at each site; None leaves it as it is."""
-    hooks = _Hooks(edits, set(edits))
-    with ExitStack() as handles:
-        handle: RemovableHandle = architecture.blocks[0].register_forward_pre_hook(hooks.on_start)
-        handles.callback(handle.remove)
-        for site in edits:
-            if site.kind in _WRITES:
-                handle = architecture.write_module(site).register_forward_hook(partial(hooks.on_write, site))
-            else:
-                handle = architecture.read_module(site).register_forward_pre_hook(partial(hooks.on_read, site))
-            handles.callback(handle.remove)
+    hooks = _Hooks(architecture, edits)
+    with ExitStack() as contexts:
+        contexts.enter_context(hooks.attach(edits))
+        for layer, block in enumerate(architecture.blocks[:checkpointed]):
+            inside = [site for site in edits if site.layer == layer and site.kind is not SiteKind.EMBED]
+            contexts.enter_context(_checkpointed(block, partial(hooks.attach, inside)))
         yield
     if hooks.silent:
         site = min(hooks.silent)
@@ -184,6 +206,27 @@ def _edited(architecture: Architecture, edits: Mapping[Site, Edit]) -> Iterator[
             f"site {site.kind} of layer {site.layer}: found no activation in the forward pass "
             f"({len(hooks.silent)} silent sites), expected one; the model does not run the module that the family table names"
         )
+
+
+@contextmanager
+def _checkpointed(block: nn.Module, again: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Keep only the input of a block for the backward pass, which runs it once more, in the context `again`."""
+    own = block.__dict__.get("forward")
+    run = partial(
+        checkpoint,
+        block.forward,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), again()),
+    )
+    try:
+        block.__dict__["forward"] = run
+        yield
+    finally:
+        if own is None:
+            del block.__dict__["forward"]
+        else:
+            block.__dict__["forward"] = own
 
 
 def answer_logits(
