@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitsieve.instrument import Subject, answer_logits, frozen, masked, record
+from circuitsieve.instrument import answer_logits, masked, record
+from circuitsieve.subject import Subject, frozen
 from circuitsieve.vocabulary import Granularity
 from models import LAYERS, each_family, fresh, random_ids, random_masks, shared
 

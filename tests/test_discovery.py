@@ -17,7 +17,6 @@ from circuitsieve.data import Example, Pairs, batches
 from circuitsieve.discovery import Discovery, discover
 from circuitsieve.errors import DataError
 from circuitsieve.evaluation import evaluate
-from circuitsieve.instrument import Subject
 from circuitsieve.nodes import LEAVES
 from circuitsieve.pairs import Pair
 from circuitsieve.phase import falling
@@ -25,6 +24,7 @@ from circuitsieve.phases import NOISE_FALLS, FocusPhase, HardConcretePhase, phas
 from circuitsieve.problem import Problem, training_dtype
 from circuitsieve.ranking import RankingPhase
 from circuitsieve.selection import final_cut, try_cut
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 
 HEADS = {(0, 1), (1, 2)}

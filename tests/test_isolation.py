@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from circuitsieve.errors import HookNotFired
 from circuitsieve.gates import HardConcrete
-from circuitsieve.instrument import SHORT, Subject, answer_logits, frozen, masked, quick_attention, record
+from circuitsieve.instrument import answer_logits, masked, record
 from circuitsieve.selfcheck import selfcheck
+from circuitsieve.subject import SHORT, Subject, frozen, quick_attention
 from circuitsieve.vocabulary import Granularity, Sampling
 from models import FAMILIES, POST_NORM, assert_differs, difference, each_family, fresh, module, random_ids, shared
 

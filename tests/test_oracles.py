@@ -7,11 +7,12 @@ from torch import Tensor
 from circuitsieve import ablations
 from circuitsieve.circuit import Circuit
 from circuitsieve.data import PairBatch, batches, collate
-from circuitsieve.instrument import Subject, answer_logits, masked, record
+from circuitsieve.instrument import answer_logits, masked, record
 from circuitsieve.masks import Masks
 from circuitsieve.nodes import Activations
 from circuitsieve.objective import measure
 from circuitsieve.references import References
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
 from models import (
     FAMILIES,

@@ -57,7 +57,7 @@ def test_masks_and_their_circuits_run(family: str, search: str, ablation: Ablati
         expected = by_every_site(problem, drawn, batch)
         floats = {g: mask.float() for g, mask in drawn.items()}
         with torch.no_grad():
-            assert_same(problem.logits(floats, batch, problem.train.references(batch).baselines), expected)
+            assert_same(problem.logits(floats, batch, problem.train.references(batch)), expected)
         divergence = torch.nn.functional.kl_div(
             expected.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="batchmean"
         )

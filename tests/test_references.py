@@ -10,9 +10,9 @@ import torch
 from circuitsieve import store as stores
 from circuitsieve.ablations import constants
 from circuitsieve.data import PairBatch, batches
-from circuitsieve.instrument import Subject
 from circuitsieve.references import Reference, References
 from circuitsieve.store import Store
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation
 from models import random_examples, shared
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from circuitsieve.data import Example, PairBatch
-from circuitsieve.instrument import Subject, answer_logits, record
+from circuitsieve.instrument import answer_logits, record
 from circuitsieve.nodes import Activations
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, Site, SiteKind
 
 

@@ -4,6 +4,7 @@ Prompts are padded on the right and models are causal, so padding can change not
 needed. The answer is predicted at the last token of the prompt.
 """
 
+import itertools
 import random
 import re
 from collections import Counter
@@ -69,6 +70,8 @@ class PairBatch:
     positions: Int[Tensor, " batch"]
     """Index of the last prompt token: where the answer is predicted."""
     targets: Targets
+    shared: int = 0
+    """So many tokens stand at the beginning of both prompts of every pair; fewer than any prompt has."""
 
     def __len__(self) -> int:
         return self.clean.shape[0]
@@ -235,4 +238,13 @@ def collate(examples: Sequence[Example], device: torch.device | str) -> PairBatc
             wrong_answers=padded([e.wrong_answers for e in examples], -1),
             candidates=padded([e.candidates for e in examples], -1) if examples[0].candidates else None,
         ),
+        shared=min(map(_shared, examples)),
     )
+
+
+def _shared(example: Example) -> int:
+    """How many tokens both prompts begin with, the last one of the prompt apart."""
+    same = itertools.takewhile(
+        lambda tokens: tokens[0] == tokens[1], zip(example.clean, example.corrupted, strict=True)
+    )
+    return min(sum(1 for _ in same), len(example.clean) - 1)

@@ -15,11 +15,11 @@ from torch import nn
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
-from circuitsieve.instrument import Subject, frozen
 from circuitsieve.problem import Problem
 from circuitsieve.provenance import describe_model, describe_pairs, records
 from circuitsieve.runs import RunFolder
 from circuitsieve.selection import Check, final_cut
+from circuitsieve.subject import Subject, frozen
 from circuitsieve.training import OnLook, OnStep, Training
 
 

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitsieve.data import PairBatch
-from circuitsieve.instrument import quick_attention
 from circuitsieve.masks import Masks
 from circuitsieve.nodes import chains
 from circuitsieve.objective import log_probs
 from circuitsieve.problem import Problem
+from circuitsieve.subject import quick_attention
 from circuitsieve.vocabulary import Granularity
 
 PAIRS = 384
@@ -81,7 +81,7 @@ def _gradients(
     candidates = batch.targets.candidates
     with quick_attention(problem.train.subject, batch.clean.shape[1]):
         reference = problem.train.references(batch)
-        logits = problem.logits(each, batch, reference.baselines)
+        logits = problem.logits(each, batch, reference)
         full = log_probs(reference.full, candidates).exp()
         tokens = torch.multinomial(full.cpu(), 1, generator=generator).to(logits.device)
         said = log_probs(logits, candidates).gather(1, tokens).sum()

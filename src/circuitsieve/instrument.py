@@ -4,102 +4,29 @@ Every hook lives inside one context manager and is removed when it ends, also by
 and never saw an activation is an error (`HookNotFired`), never a silent no-op.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
 
-from circuitsieve.architectures import Architecture, architecture_of
+from circuitsieve.architectures import Architecture
 from circuitsieve.errors import HookNotFired
 from circuitsieve.mixing import mix
-from circuitsieve.nodes import Activations, NodeSpace, SiteMasks, node_space
+from circuitsieve.nodes import Activations, SiteMasks
+from circuitsieve.prefix import Prefix
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Site, SiteKind
 
 Edit = Callable[[Tensor], Tensor | None]
 """What to make of an activation; None leaves it as it is."""
 
 _WRITES = (SiteKind.ATTN_WRITE, SiteKind.MLP_WRITE)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model under study: the model, its row of the family table and its nodes."""
-
-    model: PreTrainedModel
-    architecture: Architecture
-    space: NodeSpace
-
-    @classmethod
-    def of(cls, model: nn.Module) -> "Subject":
-        """Study a model.
-
-        Raises:
-            UnsupportedModel: its family, quantisation or wrapper is not supported.
-        """
-        architecture = architecture_of(model)
-        assert isinstance(model, PreTrainedModel)  # architecture_of refuses everything else
-        return cls(model, architecture, node_space(model, architecture))
-
-    def in_dtype(self, dtype: torch.dtype) -> "Subject":
-        """A copy that computes in another dtype. Buffers, such as rotary frequencies, keep theirs, as in a checkpoint."""
-        weights = {
-            id(weight): nn.Parameter(weight.detach().to(dtype), requires_grad=False)
-            for weight in self.model.parameters()
-        }
-        return Subject.of(copy.deepcopy(self.model, weights))
-
-    def rows(self, role: str) -> Int[Tensor, "groups size"]:
-        """Which outputs of its module a projection has (`Architecture.rows`)."""
-        space = self.space
-        return self.architecture.rows(role, space.heads, space.kv_heads, space.head_dim, space.neurons)
-
-    @property
-    def device(self) -> torch.device:
-        """Where prompts go: the device of the input embeddings."""
-        return self.model.get_input_embeddings().get_parameter("weight").device
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without parameter gradients; everything is as before afterwards."""
-    training = {module: module.training for module in model.modules()}
-    requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        model.eval()
-        model.requires_grad_(False)
-        yield
-    finally:
-        for module, was in training.items():
-            module.training = was
-        for parameter, wanted in requires_grad.items():
-            parameter.requires_grad_(wanted)
-
-
-SHORT = 64
-"""Tokens: of longer prompts, attention by plain matrix products would need too much memory."""
-
-
-@contextmanager
-def quick_attention(subject: Subject, tokens: int) -> Iterator[None]:
-    """Attention by plain matrix products where that is quicker: bfloat16 on a CPU, short prompts.
-
-    There the backward pass of PyTorch's fused attention takes a third of a whole training step (SmolLM2, 16 tokens).
-    """
-    if subject.model.dtype == torch.bfloat16 and subject.device.type == "cpu" and tokens <= SHORT:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    else:
-        yield
 
 
 @contextmanager
@@ -230,15 +157,24 @@ def _checkpointed(block: nn.Module, again: Callable[[], AbstractContextManager[N
 
 
 def answer_logits(
-    subject: Subject, input_ids: Int[Tensor, "batch tokens"], positions: Int[Tensor, " batch"]
+    subject: Subject,
+    input_ids: Int[Tensor, "batch tokens"],
+    positions: Int[Tensor, " batch"],
+    prefix: Prefix | None = None,
 ) -> Float[Tensor, "batch vocab"]:
     """Logits at one position of each prompt, by the model's own head, without computing any others.
 
-    Prompts are padded on the right; a causal model needs no attention mask for that.
+    Prompts are padded on the right; a causal model needs no attention mask for that. Where the prefix of the prompts is given,
+    only the tokens after it are run.
     """
-    handle = subject.architecture.unembedding.register_forward_pre_hook(partial(_gather, positions))
+    start = 0 if prefix is None else prefix.tokens
+    handle = subject.architecture.unembedding.register_forward_pre_hook(partial(_gather, positions - start))
     try:
-        logits: Tensor = subject.model(input_ids=input_ids, use_cache=False).logits
+        logits: Tensor = subject.model(
+            input_ids=input_ids[:, start:],
+            past_key_values=None if prefix is None else prefix.cache(),
+            use_cache=prefix is not None,
+        ).logits
     finally:
         handle.remove()
     return logits[:, 0]

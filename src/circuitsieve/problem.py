@@ -17,13 +17,14 @@ from circuitsieve.config import DiscoveryConfig
 from circuitsieve.control import Budget, Signals
 from circuitsieve.data import PairBatch, Pairs, batches
 from circuitsieve.errors import DataError
-from circuitsieve.instrument import Subject, answer_logits, masked
+from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.masks import BoolMasks, Masks
 from circuitsieve.nodes import COMPOSITION, Activations, NodeSpace, SiteMasks
 from circuitsieve.objective import kl, log_probs, logit_difference, metric
 from circuitsieve.references import Reference, References
 from circuitsieve.screening import check_fit
 from circuitsieve.store import Store
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 
 SMALLEST_EFFECT = 1e-3
@@ -42,10 +43,12 @@ class Bench:
     references: References
     batches: Sequence[PairBatch]
 
-    def logits(self, site_masks: SiteMasks, batch: PairBatch, baselines: Activations) -> Float[Tensor, "batch vocab"]:
-        """Answer logits of the clean prompts with baselines mixed in."""
-        with masked(self.subject, site_masks, baselines):
-            return answer_logits(self.subject, batch.clean, batch.positions)
+    def logits(
+        self, site_masks: SiteMasks, batch: PairBatch, reference: Reference, constants: Activations | None = None
+    ) -> Float[Tensor, "batch vocab"]:
+        """Answer logits of the clean prompts with the baselines of the reference mixed in, or other constants."""
+        with masked(self.subject, site_masks, reference.baselines if constants is None else constants):
+            return answer_logits(self.subject, batch.clean, batch.positions, reference.prefix)
 
     def signals(self, logits: Float[Tensor, "batch vocab"], batch: PairBatch, reference: Reference) -> Signals:
         """What the budget looks at, from one batch of answer logits.
@@ -73,7 +76,7 @@ class Bench:
         pairs = 0
         for batch in self.batches if batches is None else batches:
             reference = self.references(batch)
-            signals = self.signals(self.logits(circuit.site_masks(), batch, reference.baselines), batch, reference)
+            signals = self.signals(self.logits(circuit.site_masks(), batch, reference), batch, reference)
             weighted.append(torch.stack(signals) * len(batch))
             pairs += len(batch)
         return Signals(*(torch.stack(weighted).sum(0) / pairs).unbind())
@@ -179,9 +182,11 @@ class Problem:
                 generator.shuffle(queue)
             yield queue.pop()
 
-    def logits(self, masks: Masks, batch: PairBatch, baselines: Activations) -> Float[Tensor, "batch vocab"]:
+    def logits(
+        self, masks: Masks, batch: PairBatch, reference: Reference, constants: Activations | None = None
+    ) -> Float[Tensor, "batch vocab"]:
         """Answer logits of clean training prompts under masks of the searched granularities."""
-        return self.train.logits(self.space.fold(self.space.compose(masks), self.ablation), batch, baselines)
+        return self.train.logits(self.space.fold(self.space.compose(masks), self.ablation), batch, reference, constants)
 
     def with_constants(self, constants: Activations | None) -> "Problem":
         """The same problem with other constants, for validation and for the circuits to come."""

@@ -5,17 +5,20 @@ the ablated run are large: they are kept while there is room, and else computed 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from circuitsieve.data import PairBatch
-from circuitsieve.instrument import Subject, answer_logits, masked, record
+from circuitsieve.instrument import answer_logits, masked, record
 from circuitsieve.nodes import Activations
 from circuitsieve.objective import PairMetrics, measure
+from circuitsieve.prefix import Prefix, shared_tokens
 from circuitsieve.store import Store
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, SiteKind
 
 
@@ -28,7 +31,9 @@ class Reference:
     empty: PairMetrics
     """Of the empty circuit: everything ablated, `embed` included."""
     baselines: Activations
-    """On the device of each site, broadcast to [batch, tokens, n]."""
+    """Broadcast to [batch, tokens, n]; without the tokens of the prefix."""
+    prefix: Prefix | None
+    """Of both prompts, where nothing at it can be ablated."""
 
 
 class References:
@@ -56,15 +61,13 @@ class References:
         self.store = store or Store(0)
         self._full: dict[PairBatch, Tensor] = {}
         self._empty: dict[PairBatch, PairMetrics] = {}
-        self._kept: dict[PairBatch, Activations] = {}
+        self._kept: dict[PairBatch, _Run] = {}
 
     @torch.no_grad()
     def __call__(self, batch: PairBatch) -> Reference:
         """The reference of a batch, without autograd history."""
-        if batch not in self._full:
-            self._full[batch] = answer_logits(self.subject, batch.clean, batch.positions)
-        baselines = self._run(batch) if self.ablation.is_run else self._at_positions(batch)
-        return Reference(self._full[batch], self._empty[batch], baselines)
+        baselines, prefix = self._run(batch) if self.ablation.is_run else self._at_positions(batch)
+        return Reference(self._full[batch], self._empty[batch], baselines, prefix)
 
     def with_constants(self, constants: Activations | None) -> "References":
         """The same with other constants."""
@@ -72,20 +75,28 @@ class References:
         other._full = self._full
         return other
 
-    def _run(self, batch: PairBatch) -> Activations:
+    def _run(self, batch: PairBatch) -> "_Run":
         """The activations of the other prompts."""
         if batch in self._kept:
             return self._kept[batch]
+        shared = shared_tokens(self.subject, batch)
+        prefix = Prefix.of(self.subject, batch.clean[:, :shared]) if shared else None
         with record(self.subject, self.sites) as baselines:
-            logits = answer_logits(self.subject, batch.corrupted, batch.positions)
-        if batch not in self._empty:
-            self._empty[batch] = measure(self._full[batch], logits, batch.targets)
-            kept = self.store.keep(baselines)
-            if kept is not None:
+            logits = answer_logits(self.subject, batch.corrupted, batch.positions, prefix)
+        run = _Run(baselines, prefix)
+        if batch not in self._full:
+            self._say(batch, logits, prefix)
+            if (kept := run.kept(self.store)) is not None:
                 self._kept[batch] = kept
-        return baselines
+        return run
 
-    def _at_positions(self, batch: PairBatch) -> Activations:
+    def _say(self, batch: PairBatch, empty: Tensor, prefix: Prefix | None) -> None:
+        """Note what the full and the empty circuit say."""
+        if batch not in self._full:
+            self._full[batch] = answer_logits(self.subject, batch.clean, batch.positions, prefix)
+        self._empty[batch] = measure(self._full[batch], empty, batch.targets)
+
+    def _at_positions(self, batch: PairBatch) -> "_Run":
         """The constants at the positions of the batch."""
         if self.constants is None:
             raise ValueError(f"ablation {self.ablation!s} needs the constants of every site")
@@ -98,8 +109,24 @@ class References:
             }
             with masked(self.subject, closed, baselines):
                 logits = answer_logits(self.subject, batch.clean, batch.positions)
-            self._empty[batch] = measure(self._full[batch], logits, batch.targets)
-        return baselines
+            self._say(batch, logits, None)
+        return _Run(baselines, None)
+
+
+class _Run(NamedTuple):
+    """What ablated units take."""
+
+    baselines: Activations
+    prefix: Prefix | None
+
+    def kept(self, store: Store) -> "_Run | None":
+        """The same, kept in a store; None if there is no room."""
+        kept = store.keep({**self.baselines, **(self.prefix.tensors if self.prefix else {})})
+        if kept is None:
+            return None
+        baselines = {site: kept[site] for site in self.baselines}
+        prefix = self.prefix and replace(self.prefix, tensors={key: kept[key] for key in self.prefix.tensors})
+        return _Run(baselines, prefix)
 
 
 def _rows(constant: Tensor, tokens: int) -> Tensor:

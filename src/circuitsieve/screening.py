@@ -9,9 +9,10 @@ from torch import nn
 
 from circuitsieve.data import Dropped, Example, Pairs, collate
 from circuitsieve.errors import DataError
-from circuitsieve.instrument import Subject, answer_logits, frozen
+from circuitsieve.instrument import answer_logits
 from circuitsieve.objective import logit_difference
 from circuitsieve.pairs import SPLITS
+from circuitsieve.subject import Subject, frozen
 
 BATCH_SIZE = 16
 SCREENED_PAIRS = 64

@@ -20,12 +20,12 @@ from circuitsieve.ablations import OptimalConstants
 from circuitsieve.control import Signals
 from circuitsieve.data import PairBatch
 from circuitsieve.errors import ModelError
-from circuitsieve.instrument import quick_attention
 from circuitsieve.objective import hinge, logit_difference
 from circuitsieve.phase import Phase
 from circuitsieve.phases import phases
 from circuitsieve.problem import Problem
 from circuitsieve.selection import Checks
+from circuitsieve.subject import quick_attention
 from circuitsieve.vocabulary import Ablation
 
 ADAM_BETAS = (0.9, 0.98)
@@ -99,8 +99,8 @@ class Training:
         reference = self.problem.train.references(batch)
         masks = self.phase.draw(step)
         with quick_attention(self.problem.train.subject, batch.clean.shape[1]):
-            baselines = reference.baselines if self.constants is None else self.constants()
-            logits = self.problem.logits(masks, batch, baselines)
+            constants = None if self.constants is None else self.constants()
+            logits = self.problem.logits(masks, batch, reference, constants)
             signals = self.problem.train.signals(logits, batch, reference)
             loss, margin = signals.kl, self.problem.config.hinge
             if margin is not None:

@@ -18,10 +18,10 @@ from circuitsieve.data import Example, PairBatch, batches
 from circuitsieve.errors import ModelError
 from circuitsieve.evaluation.controls import matched_random
 from circuitsieve.evaluation.metrics import Summary, run_anchors, run_circuit, summarise
-from circuitsieve.instrument import Subject, frozen
 from circuitsieve.references import References
 from circuitsieve.screening import check_fit
 from circuitsieve.store import Store
+from circuitsieve.subject import Subject, frozen
 from circuitsieve.vocabulary import Granularity, SiteKind
 
 Progress = Callable[[str, int, int], None]

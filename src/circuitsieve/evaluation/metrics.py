@@ -62,7 +62,7 @@ def run_circuit(circuit: Circuit, references: References, batches: Sequence[Pair
     def one(batch: PairBatch) -> PairMetrics:
         reference = references(batch)
         with torch.no_grad(), masked(references.subject, circuit.site_masks(), reference.baselines):
-            logits = answer_logits(references.subject, batch.clean, batch.positions)
+            logits = answer_logits(references.subject, batch.clean, batch.positions, reference.prefix)
         return measure(reference.full, logits, batch.targets)
 
     return Outcome.join(one(batch) for batch in batches)
