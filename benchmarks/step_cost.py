@@ -150,7 +150,8 @@ def measured(model: PreTrainedModel, case: Case, options: argparse.Namespace) ->
         training_dtype="model",
         ranking_share=0.6 if case.method != "hard_concrete" else 0.0,
         ranking_looks=0,
-        memory_gb=8.0 if case.kept else 0.0,
+        memory="8GB" if case.kept else "0GB",
+        checkpointing="none",
     )
     with frozen(model):
         problem = Problem.of(Subject.of(model), random_pairs(case, model.config.vocab_size, 2), config)

@@ -20,6 +20,8 @@ _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
 """Prices that are not 0.5: `size` counts these units, and the mean over so many of them moves little per unit."""
 CHARGES = ("open", "all")
 SCHEDULES = ("constant", "linear", "cosine")
+CHECKPOINTING = ("auto", "none", "all")
+_UNITS = {"GB": 2**30, "MB": 2**20}
 TRAINING_DTYPES = ("auto", "model", "bfloat16")
 
 
@@ -111,11 +113,16 @@ class DiscoveryConfig:
     """What training computes in: model (as it was loaded), bfloat16 or auto (bfloat16 for a float32 model of 20 million
     parameters or more, where the device computes in it). Circuits are always chosen and judged in the model's own."""
 
-    memory_gb: float = 8.0
-    """How many gigabytes of corrupted activations are kept in memory between steps."""
+    memory: str = "8GB"
+    """How much memory the search may take above the weights of the model, such as 8GB or 500MB. What steps leave of it keeps
+    corrupted activations, which are else computed anew; where a step does not fit, layers are run again in its backward pass."""
 
-    disk_gb: float = 0.0
-    """How many more are kept in a temporary file; what exceeds both is computed anew at every step."""
+    disk: str = "0GB"
+    """How much more of the corrupted activations may be kept in a temporary file."""
+
+    checkpointing: str = "auto"
+    """Which layers are run again in the backward pass, instead of keeping what they computed: auto (as many as the memory
+    asks for), none or all."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularities", tuple(self.granularities))
@@ -129,6 +136,8 @@ class DiscoveryConfig:
         self._check_words()
         self._check_numbers()
         self._check_ranking()
+        for name in ("memory", "disk"):
+            bytes_of(name, getattr(self, name))
 
     def _check_words(self) -> None:
         granularities = [str(g) for g in Granularity]
@@ -149,6 +158,7 @@ class DiscoveryConfig:
             ("charge", list(CHARGES)),
             ("lr_schedule", list(SCHEDULES)),
             ("training_dtype", list(TRAINING_DTYPES)),
+            ("checkpointing", list(CHECKPOINTING)),
         ):
             if getattr(self, setting) not in words:
                 raise ConfigError(one_of(setting, str(getattr(self, setting)), words))
@@ -164,8 +174,6 @@ class DiscoveryConfig:
                 raise ConfigError(f"{name}: found {value}, expected a finite number above 0")
         for name, value in [
             ("depth_factor", self.depth_factor),
-            ("memory_gb", self.memory_gb),
-            ("disk_gb", self.disk_gb),
             ("lr_end", self.lr_end),
         ] + [(f"penalty {g}", price) for g, price in self.penalty.items()]:
             if not 0 <= value < float("inf"):
@@ -218,6 +226,22 @@ class DiscoveryConfig:
         if budgets & changes.keys():
             changes = {**dict.fromkeys(budgets), **changes}
         return replace(self, **changes)
+
+
+def bytes_of(setting: str, amount: str) -> int:
+    """The bytes of an amount such as 8GB (2 ** 30 bytes each) or 500MB.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    unit = _UNITS.get(amount[-2:].upper())
+    try:
+        number = float(amount[:-2])
+    except ValueError:
+        number = math.nan
+    if unit is None or not 0 <= number < math.inf:
+        raise ConfigError(f"{setting}: found {amount!r}, expected an amount such as 8GB or 500MB")
+    return int(number * unit)
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

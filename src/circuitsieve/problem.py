@@ -13,10 +13,11 @@ from torch import Tensor
 
 from circuitsieve import ablations
 from circuitsieve.circuit import Circuit
-from circuitsieve.config import DiscoveryConfig
+from circuitsieve.config import DiscoveryConfig, bytes_of
 from circuitsieve.control import Budget, Signals
 from circuitsieve.data import PairBatch, Pairs, batches
 from circuitsieve.errors import DataError
+from circuitsieve.footprint import divide, footprint_of
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.masks import BoolMasks, Masks
 from circuitsieve.nodes import COMPOSITION, Activations, NodeSpace, SiteMasks
@@ -32,7 +33,7 @@ SMALLEST_EFFECT = 1e-3
 LARGE = 20_000_000
 """Parameters: a smaller model gains nothing from a lower precision."""
 VALIDATION_MEMORY = 0.1
-"""The share of the memory for references that validation pairs get."""
+"""The share of the memory that is for validation pairs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +43,15 @@ class Bench:
     subject: Subject
     references: References
     batches: Sequence[PairBatch]
+    checkpointed: int = 0
+    """So many layers are run again in the backward pass."""
 
     def logits(
         self, site_masks: SiteMasks, batch: PairBatch, reference: Reference, constants: Activations | None = None
     ) -> Float[Tensor, "batch vocab"]:
         """Answer logits of the clean prompts with the baselines of the reference mixed in, or other constants."""
-        with masked(self.subject, site_masks, reference.baselines if constants is None else constants):
+        baselines = reference.baselines if constants is None else constants
+        with masked(self.subject, site_masks, baselines, checkpointed=self.checkpointed):
             return answer_logits(self.subject, batch.clean, batch.positions, reference.prefix)
 
     def signals(self, logits: Float[Tensor, "batch vocab"], batch: PairBatch, reference: Reference) -> Signals:
@@ -114,24 +118,20 @@ class Problem:
         )
         constants = ablations.constants(subject, train, ablation)
 
-        def bench(on: Subject, split: list[PairBatch], share: float) -> Bench:
-            references = References(
-                on,
-                ablation,
-                constants=constants,
-                kinds=_kinds(subject.space, config),
-                store=Store(int(share * config.memory_gb * 2**30), int(share * config.disk_gb * 2**30)),
-            )
+        def bench(on: Subject, split: list[PairBatch], store: Store | None = None) -> Bench:
+            references = References(on, ablation, constants=constants, kinds=_kinds(subject.space, config), store=store)
             return Bench(on, references, split)
 
         learner = subject if (dtype := training_dtype(subject, config)) is None else subject.in_dtype(dtype)
+        memory, disk = (bytes_of(name, getattr(config, name)) for name in ("memory", "disk"))
         problem = cls(
             subject,
             config,
-            bench(learner, train, 1 - VALIDATION_MEMORY),
-            bench(subject, validation, VALIDATION_MEMORY),
+            bench(learner, train),
+            bench(subject, validation, Store(int(VALIDATION_MEMORY * memory), int(VALIDATION_MEMORY * disk))),
             constants,
         )
+        problem = problem._dividing(int((1 - VALIDATION_MEMORY) * memory), int((1 - VALIDATION_MEMORY) * disk))
         if config.min_faithfulness is not None:
             problem._require_effect()
         return problem
@@ -198,6 +198,18 @@ class Problem:
     def circuit(self, masks: BoolMasks) -> Circuit:
         """The circuit of boolean masks."""
         return Circuit(self.space, masks, self.ablation, self.constants)
+
+    def _dividing(self, memory: int, disk: int) -> "Problem":
+        """The same problem, with the memory for training divided between steps and what is kept between them."""
+        halves = {
+            g: torch.full(self.space.shape(g), 0.5, device=self.subject.device, requires_grad=True)
+            for g in self.granularities
+        }
+        site_masks = self.space.fold(self.space.compose(halves), self.ablation)
+        division = divide(footprint_of(self.train.references, self.train.batches, site_masks), memory)
+        layers = {"none": 0, "all": self.space.layers}.get(self.config.checkpointing, division.checkpointed)
+        self.train.references.store = Store(division.kept, disk)
+        return replace(self, train=replace(self.train, checkpointed=layers))
 
     def _require_effect(self) -> None:
         """Refuse a budget on the faithfulness where ablating everything changes nothing: it would be 0 / 0."""

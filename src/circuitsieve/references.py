@@ -69,6 +69,10 @@ class References:
         baselines, prefix = self._run(batch) if self.ablation.is_run else self._at_positions(batch)
         return Reference(self._full[batch], self._empty[batch], baselines, prefix)
 
+    def keeping_nothing(self) -> "References":
+        """The same, without what is kept and without room for it."""
+        return References(self.subject, self.ablation, constants=self.constants, kinds=self.kinds)
+
     def with_constants(self, constants: Activations | None) -> "References":
         """The same with other constants."""
         other = References(self.subject, self.ablation, constants=constants, kinds=self.kinds, store=self.store)
