@@ -52,16 +52,15 @@ class Allocations(TorchDispatchMode):
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {storage._cdata for storage in storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._note(tensor.untyped_storage())
+        for storage in storages(result):
+            if storage._cdata not in given:  # else a view of what was there
+                self._note(storage)
         return result
 
     def _note(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
-        if key in self.alive or not storage.nbytes():
-            return
         self.alive[key] = storage.nbytes()
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
@@ -69,6 +68,11 @@ class Allocations(TorchDispatchMode):
 
     def _gone(self, key: int) -> None:
         self.now -= self.alive.pop(key, 0)
+
+
+def storages(values: Any) -> list[torch.UntypedStorage]:
+    """The storages of all tensors among some values."""
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def resident(field: str) -> int:

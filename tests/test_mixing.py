@@ -58,6 +58,22 @@ def test_exact_at_0_and_at_1(dtype: torch.dtype) -> None:
     assert torch.equal(mixed, torch.where(mask.bool(), activation, baseline))
 
 
+def test_gradients_of_float32_masks_are_right_to_the_rounding_of_bfloat16() -> None:
+    """And those of activations to that of float32: they are products of gradient and mask alone."""
+    exact, narrow = (
+        [value.to(dtype) for value in drawn((64,), (40, 30, 64), (64,))] for dtype in (torch.float64, torch.float32)
+    )
+    gradients = []
+    for values in (exact, narrow):
+        learned = [value.requires_grad_() for value in values]
+        mix(*learned).square().sum().backward()
+        gradients.append([value.grad for value in learned])
+    for name, expected, found in zip(("baseline", "activation", "mask"), *gradients, strict=True):
+        scale = expected.abs().max()
+        worst = float((found.double() - expected).abs().max() / scale)
+        assert worst < (2**-9 if name == "mask" else 1e-6), name
+
+
 def test_gradients_of_bfloat16_are_summed_in_float32() -> None:
     """4,096 summands of 1 would stop at 256 in bfloat16."""
     activation = torch.ones(64, 64, 1, dtype=torch.bfloat16)

@@ -43,7 +43,12 @@ def _keep(recorded: Activations, site: Site, activation: Tensor) -> None:
 
 @contextmanager
 def masked(
-    subject: Subject, site_masks: SiteMasks, baselines: Mapping[Site, Tensor], *, checkpointed: int = 0
+    subject: Subject,
+    site_masks: SiteMasks,
+    baselines: Activations,
+    *,
+    checkpointed: int = 0,
+    consume: bool = False,
 ) -> Iterator[None]:
     """Mix baselines into every forward pass: `lerp(baseline, activation, mask)` at each site that has a mask.
 
@@ -53,20 +58,24 @@ def masked(
 
     Of the first `checkpointed` layers, only the input is kept for the backward pass, which runs them again, with the same
     masks; it may come after the context has ended.
+
+    With `consume`, each baseline is taken out of the mapping as soon as it is mixed in: memory for what comes later. Then
+    there can be but one forward pass, and no layer can be run again.
     """
     edits: dict[Site, Edit] = {}
+    take = baselines.pop if consume else baselines.__getitem__
     for kind, mask in site_masks.items():
         skip = mask.all(dim=1).tolist() if mask.dtype == torch.bool else [False] * len(mask)
         for layer, row in enumerate(mask.unbind(0)):
             if not skip[layer]:
                 site = Site(kind, layer)
-                edits[site] = partial(_mixed, row, baselines[site])
+                edits[site] = partial(_mixed, row, take, site)
     with _edited(subject.architecture, edits, checkpointed):
         yield
 
 
-def _mixed(mask: Tensor, baseline: Tensor, activation: Tensor) -> Tensor:
-    return mix(baseline, activation, mask)
+def _mixed(mask: Tensor, take: Callable[[Site], Tensor], site: Site, activation: Tensor) -> Tensor:
+    return mix(take(site), activation, mask)
 
 
 class _Hooks:

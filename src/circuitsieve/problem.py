@@ -47,11 +47,26 @@ class Bench:
     """So many layers are run again in the backward pass."""
 
     def logits(
-        self, site_masks: SiteMasks, batch: PairBatch, reference: Reference, constants: Activations | None = None
+        self,
+        site_masks: SiteMasks,
+        batch: PairBatch,
+        reference: Reference,
+        constants: Activations | None = None,
+        *,
+        last: bool = False,
     ) -> Float[Tensor, "batch vocab"]:
-        """Answer logits of the clean prompts with the baselines of the reference mixed in, or other constants."""
+        """Answer logits of the clean prompts with baselines mixed in.
+
+        Args:
+            site_masks: by site kind.
+            batch: the pairs.
+            reference: of the batch.
+            constants: other baselines than those of the reference.
+            last: the reference will not be used again, so that its baselines may go on the way.
+        """
         baselines = reference.baselines if constants is None else constants
-        with masked(self.subject, site_masks, baselines, checkpointed=self.checkpointed):
+        consume = last and not reference.lasting and not self.checkpointed
+        with masked(self.subject, site_masks, baselines, checkpointed=self.checkpointed, consume=consume):
             return answer_logits(self.subject, batch.clean, batch.positions, reference.prefix)
 
     def signals(self, logits: Float[Tensor, "batch vocab"], batch: PairBatch, reference: Reference) -> Signals:
@@ -183,10 +198,17 @@ class Problem:
             yield queue.pop()
 
     def logits(
-        self, masks: Masks, batch: PairBatch, reference: Reference, constants: Activations | None = None
+        self,
+        masks: Masks,
+        batch: PairBatch,
+        reference: Reference,
+        constants: Activations | None = None,
+        *,
+        last: bool = False,
     ) -> Float[Tensor, "batch vocab"]:
-        """Answer logits of clean training prompts under masks of the searched granularities."""
-        return self.train.logits(self.space.fold(self.space.compose(masks), self.ablation), batch, reference, constants)
+        """Answer logits of clean training prompts under masks of the searched granularities; see `Bench.logits`."""
+        site_masks = self.space.fold(self.space.compose(masks), self.ablation)
+        return self.train.logits(site_masks, batch, reference, constants, last=last)
 
     def with_constants(self, constants: Activations | None) -> "Problem":
         """The same problem with other constants, for validation and for the circuits to come."""

@@ -34,6 +34,8 @@ class Reference:
     """Broadcast to [batch, tokens, n]; without the tokens of the prefix."""
     prefix: Prefix | None
     """Of both prompts, where nothing at it can be ablated."""
+    lasting: bool
+    """Whether the baselines belong to others too: are kept, or constants."""
 
 
 class References:
@@ -67,7 +69,8 @@ class References:
     def __call__(self, batch: PairBatch) -> Reference:
         """The reference of a batch, without autograd history."""
         baselines, prefix = self._run(batch) if self.ablation.is_run else self._at_positions(batch)
-        return Reference(self._full[batch], self._empty[batch], baselines, prefix)
+        lasting = batch in self._kept or not self.ablation.is_run
+        return Reference(self._full[batch], self._empty[batch], baselines, prefix, lasting)
 
     def keeping_nothing(self) -> "References":
         """The same, without what is kept and without room for it."""
