@@ -73,6 +73,10 @@ def test_layers_are_run_again_only_as_far_as_needed_and_the_rest_keeps_activatio
 ) -> None:
     division = divide(NUMBERS, allowed)
     assert (division.checkpointed, division.kept) == (checkpointed, kept)
+    for checkpointing, layers in (("none", 0), ("all", 10)):
+        division = divide(NUMBERS, allowed, checkpointing)
+        assert division.checkpointed == layers
+        assert division.kept == max(0, allowed - 1000 - NUMBERS.step(layers))
 
 
 @pytest.mark.parametrize(("checkpointing", "expected"), [("none", 0), ("all", LAYERS), ("auto", LAYERS)])

@@ -52,16 +52,17 @@ class Division:
     """Bytes for corrupted activations between steps."""
 
 
-def divide(footprint: Footprint, allowed: int) -> Division:
+def divide(footprint: Footprint, allowed: int, checkpointing: str = "auto") -> Division:
     """As few layers run again as fit; what is then left keeps corrupted activations.
 
     Args:
         footprint: of a step.
         allowed: bytes above the weights. Where even the least does not fit, the least is taken.
+        checkpointing: auto, or none or all of the layers, whatever fits.
     """
     left = allowed - footprint.said
-    fitting = (n for n in range(footprint.layers + 1) if footprint.step(n) <= left)
-    checkpointed = next(fitting, footprint.layers)
+    counts = {"none": [0], "all": [footprint.layers]}.get(checkpointing, range(footprint.layers + 1))
+    checkpointed = next((n for n in counts if footprint.step(n) <= left), counts[-1])
     return Division(checkpointed, max(0, left - footprint.step(checkpointed)))
 
 

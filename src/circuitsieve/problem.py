@@ -17,7 +17,7 @@ from circuitsieve.config import DiscoveryConfig, bytes_of
 from circuitsieve.control import Budget, Signals
 from circuitsieve.data import PairBatch, Pairs, batches
 from circuitsieve.errors import DataError
-from circuitsieve.footprint import divide, footprint_of
+from circuitsieve.footprint import Footprint, divide, footprint_of
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.masks import BoolMasks, Masks
 from circuitsieve.nodes import COMPOSITION, Activations, NodeSpace, SiteMasks
@@ -112,6 +112,8 @@ class Problem:
     """Its model may be a copy of lower precision."""
     validation: Bench
     constants: Activations | None
+    footprint: Footprint
+    """Of a training step."""
 
     @classmethod
     def of(cls, subject: Subject, pairs: Pairs, config: DiscoveryConfig) -> "Problem":
@@ -133,20 +135,24 @@ class Problem:
         )
         constants = ablations.constants(subject, train, ablation)
 
-        def bench(on: Subject, split: list[PairBatch], store: Store | None = None) -> Bench:
-            references = References(on, ablation, constants=constants, kinds=_kinds(subject.space, config), store=store)
-            return Bench(on, references, split)
+        def references(on: Subject) -> References:
+            return References(on, ablation, constants=constants, kinds=_kinds(subject.space, config))
 
         learner = subject if (dtype := training_dtype(subject, config)) is None else subject.in_dtype(dtype)
+        learning, judging = references(learner), references(subject)
+        footprint = footprint_of(learning, train, _soft_masks(subject, config))
         memory, disk = (bytes_of(name, getattr(config, name)) for name in ("memory", "disk"))
+        division = divide(footprint, int((1 - VALIDATION_MEMORY) * memory), config.checkpointing)
+        learning.store = Store(division.kept, int((1 - VALIDATION_MEMORY) * disk))
+        judging.store = Store(int(VALIDATION_MEMORY * memory), int(VALIDATION_MEMORY * disk))
         problem = cls(
             subject,
             config,
-            bench(learner, train),
-            bench(subject, validation, Store(int(VALIDATION_MEMORY * memory), int(VALIDATION_MEMORY * disk))),
+            Bench(learner, learning, train, division.checkpointed),
+            Bench(subject, judging, validation),
             constants,
+            footprint,
         )
-        problem = problem._dividing(int((1 - VALIDATION_MEMORY) * memory), int((1 - VALIDATION_MEMORY) * disk))
         if config.min_faithfulness is not None:
             problem._require_effect()
         return problem
@@ -221,18 +227,6 @@ class Problem:
         """The circuit of boolean masks."""
         return Circuit(self.space, masks, self.ablation, self.constants)
 
-    def _dividing(self, memory: int, disk: int) -> "Problem":
-        """The same problem, with the memory for training divided between steps and what is kept between them."""
-        halves = {
-            g: torch.full(self.space.shape(g), 0.5, device=self.subject.device, requires_grad=True)
-            for g in self.granularities
-        }
-        site_masks = self.space.fold(self.space.compose(halves), self.ablation)
-        division = divide(footprint_of(self.train.references, self.train.batches, site_masks), memory)
-        layers = {"none": 0, "all": self.space.layers}.get(self.config.checkpointing, division.checkpointed)
-        self.train.references.store = Store(division.kept, disk)
-        return replace(self, train=replace(self.train, checkpointed=layers))
-
     def _require_effect(self) -> None:
         """Refuse a budget on the faithfulness where ablating everything changes nothing: it would be 0 / 0."""
         full = self.validation.measure(self.circuit(self.space.full()))
@@ -262,6 +256,16 @@ def computes_in_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _soft_masks(subject: Subject, config: DiscoveryConfig) -> SiteMasks:
+    """Masks of a step, differentiable."""
+    space = subject.space
+    halves = {
+        g: torch.full(space.shape(g), 0.5, device=subject.device, requires_grad=True)
+        for g in map(Granularity, config.granularities)
+    }
+    return space.fold(space.compose(halves), Ablation(config.ablation))
 
 
 def _kinds(space: NodeSpace, config: DiscoveryConfig) -> tuple[SiteKind, ...]:

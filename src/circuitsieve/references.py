@@ -69,8 +69,11 @@ class References:
     def __call__(self, batch: PairBatch) -> Reference:
         """The reference of a batch, without autograd history."""
         baselines, prefix = self._run(batch) if self.ablation.is_run else self._at_positions(batch)
-        lasting = batch in self._kept or not self.ablation.is_run
-        return Reference(self._full[batch], self._empty[batch], baselines, prefix, lasting)
+        return Reference(self._full[batch], self._empty[batch], baselines, prefix, lasting=batch in self)
+
+    def __contains__(self, batch: PairBatch) -> bool:
+        """Whether the activations of a batch are kept."""
+        return batch in self._kept or not self.ablation.is_run
 
     def keeping_nothing(self) -> "References":
         """The same, without what is kept and without room for it."""
