@@ -56,7 +56,7 @@ def test_logits_gradients_and_what_is_measured_are_the_same(family: str) -> None
         assert whole.prefix is None
         assert_same(quick.full, whole.full)
         for one, other in zip(quick.empty, whole.empty, strict=True):
-            assert_same(one, other)
+            assert_same(one.nan_to_num(), other.nan_to_num())
         for site, activation in quick.baselines.items():
             tokens = whole.baselines[site].reshape(len(batch), -1, activation.shape[-1])[:, 4:]
             assert_same(activation.reshape(tokens.shape), tokens)

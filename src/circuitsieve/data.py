@@ -31,6 +31,7 @@ class Example:
     answers: tuple[int, ...]
     wrong_answers: tuple[int, ...]
     candidates: tuple[int, ...] = ()
+    cutoff: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class Encoder:
             raise Unusable("an answer and a wrong answer share their first token")
         if candidates and not set(answers + wrong_answers) <= set(candidates):
             raise Unusable("an answer or a wrong answer is not among the candidates")
-        return Example(pair, clean, corrupted, answers, wrong_answers, candidates)
+        cutoff = tuple(self._first_token(pair.clean, clean, text) for text in pair.cutoff)
+        return Example(pair, clean, corrupted, answers, wrong_answers, candidates, cutoff)
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text)["input_ids"])
@@ -237,6 +239,9 @@ def collate(examples: Sequence[Example], device: torch.device | str) -> PairBatc
             answers=padded([e.answers for e in examples], -1),
             wrong_answers=padded([e.wrong_answers for e in examples], -1),
             candidates=padded([e.candidates for e in examples], -1) if examples[0].candidates else None,
+            cutoff=torch.tensor([e.cutoff or (-1, -1) for e in examples], device=device)
+            if examples[0].cutoff
+            else None,
         ),
         shared=min(map(_shared, examples)),
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from circuitsieve.data import PairBatch
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.nodes import SiteMasks
-from circuitsieve.objective import Targets, kl, log_probs
+from circuitsieve.objective import kl, log_probs
 from circuitsieve.references import Reference, References
 from circuitsieve.subject import Subject, quick_attention
 from circuitsieve.vocabulary import Granularity
@@ -94,8 +94,10 @@ def footprint_of(references: References, batches: Sequence[PairBatch], site_mask
 
 
 def _first_pair(batch: PairBatch) -> PairBatch:
-    answers, wrong, candidates = batch.targets
-    targets = Targets(answers[:1], wrong[:1], None if candidates is None else candidates[:1])
+    candidates = batch.targets.candidates
+    first = None if candidates is None else candidates[:1]
+    targets = batch.targets._replace(candidates=first, cutoff=None)
+    targets = targets._replace(answers=targets.answers[:1], wrong_answers=targets.wrong_answers[:1])
     positions = batch.positions[:1].clamp_max(batch.clean.shape[1] - 1)
     return replace(batch, clean=batch.clean[:1], corrupted=batch.corrupted[:1], positions=positions, targets=targets)
 

@@ -60,7 +60,8 @@ def check_fit(model: nn.Module, examples: Iterable[Example]) -> None:
                 f"pair {textwrap.shorten(example.pair.clean, 60)!r}: found a prompt of {len(example.clean)} tokens, expected "
                 f"at most {context}, the model's context"
             )
-        last = max(*example.clean, *example.corrupted, *example.answers, *example.wrong_answers, *example.candidates)
+        said = (*example.answers, *example.wrong_answers, *example.candidates, *example.cutoff)
+        last = max(*example.clean, *example.corrupted, *said)
         if last >= vocabulary:
             raise DataError(
                 f"tokenizer: found the token id {last}, expected ids below {vocabulary}, the model's vocabulary; use the "

@@ -21,6 +21,8 @@ from circuitsieve.references import Reference, References
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 MEANS = ("kl", "accuracy", "argmax_accuracy", "prob_diff", "logit_diff", "exact_match")
+WHERE_NAMED = ("cutoff_sharpness",)
+"""Further means, where all pairs have what they need."""
 
 Values = NDArray[np.float64]
 
@@ -89,10 +91,11 @@ class Summary:
 
 def summarise(outcome: Outcome, anchors: Anchors, seed: int = 0) -> Summary:
     """Means, the 95th percentile of the KL and faithfulness, each with its interval."""
-    values: dict[str, int | float | None] = {name: outcome.mean(name) for name in MEANS}
+    means = [*MEANS, *(name for name in WHERE_NAMED if np.isfinite(outcome.values[name]).all())]
+    values: dict[str, int | float | None] = {name: outcome.mean(name) for name in means}
     values["kl_p95"] = float(np.percentile(outcome.values["kl"], 95))
     values["n"] = len(outcome)
-    intervals = {name: interval([outcome.values[name]], _mean, seed) for name in MEANS}
+    intervals = {name: interval([outcome.values[name]], _mean, seed) for name in means}
     intervals["kl_p95"] = interval([outcome.values["kl"]], _p95, seed)
     values["faithfulness"], intervals["faithfulness"], reason = _faithfulness(outcome, anchors, seed)
     reasons = {"faithfulness": reason} if reason else {}

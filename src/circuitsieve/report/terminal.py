@@ -22,6 +22,7 @@ _METRICS = {
     "exact_match": ("exact match", 3),
     "logit_diff": ("logit difference", 2),
     "prob_diff": ("prob difference", 3),
+    "cutoff_sharpness": ("cutoff sharpness", 3),
     "faithfulness": ("faithfulness", 3),
 }
 
@@ -119,6 +120,8 @@ def card_table(card: Mapping[str, Any]) -> Table:
     for heading in ("circuit", "95 % interval", *controls):
         table.add_column(heading, justify="right", no_wrap=True)
     for metric, (label, digits) in _METRICS.items():
+        if metric not in card["test"]:
+            continue
         found, interval = card["test"][metric], card["intervals"]["test"].get(metric)
         others = [_number(card[section].get(metric), digits) for section in controls.values()]
         table.add_row(label, _number(found, digits), _interval(interval, digits), *others)
