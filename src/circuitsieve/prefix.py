@@ -16,8 +16,9 @@ from typing_extensions import override
 from circuitsieve.data import PairBatch
 from circuitsieve.subject import Subject
 
-WORTH = 0.1
-"""A smaller share of the tokens is not worth the mask that attention then needs."""
+WORTH = 0.25
+"""A smaller share of the tokens is not worth the mask that attention then needs: measured on SmolLM2, a step gains nothing at
+0.18, a sixth at 0.33."""
 Key = tuple[Literal["keys", "values"], int]
 """Of a layer."""
 
@@ -34,9 +35,8 @@ class Prefix:
     @torch.no_grad()
     def of(cls, subject: Subject, ids: Int[Tensor, "batch tokens"]) -> "Prefix":
         """Run the model on the first tokens of prompts."""
-        cache = subject.model(
-            input_ids=ids, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1
-        ).past_key_values
+        without_head = subject.model.base_model
+        cache = without_head(input_ids=ids, past_key_values=DynamicCache(), use_cache=True).past_key_values
         tensors: dict[Key, Tensor] = {}
         for layer, kept in enumerate(cache.layers):
             tensors["keys", layer], tensors["values", layer] = kept.keys, kept.values
