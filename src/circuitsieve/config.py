@@ -20,6 +20,7 @@ _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
 """Prices that are not 0.5: `size` counts these units, and the mean over so many of them moves little per unit."""
 CHARGES = ("open", "all")
 SCHEDULES = ("constant", "linear", "cosine")
+SWITCH = ("on", "off")
 CHECKPOINTING = ("auto", "none", "all")
 _UNITS = {"GB": 2**30, "MB": 2**20}
 TRAINING_DTYPES = ("auto", "model", "bfloat16")
@@ -124,6 +125,9 @@ class DiscoveryConfig:
     """Which layers are run again in the backward pass, instead of keeping what they computed: auto (as many as the memory
     asks for), none or all."""
 
+    shrinking: str = "off"
+    """Whether training leaves out of its passes what is closed for good, and while ranking what is next to closed: on or off."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularities", tuple(self.granularities))
         object.__setattr__(self, "init", tuple(map(float, self.init)))
@@ -159,6 +163,7 @@ class DiscoveryConfig:
             ("lr_schedule", list(SCHEDULES)),
             ("training_dtype", list(TRAINING_DTYPES)),
             ("checkpointing", list(CHECKPOINTING)),
+            ("shrinking", list(SWITCH)),
         ):
             if getattr(self, setting) not in words:
                 raise ConfigError(one_of(setting, str(getattr(self, setting)), words))

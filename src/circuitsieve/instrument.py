@@ -7,6 +7,7 @@ and never saw an activation is an error (`HookNotFired`), never a silent no-op.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from circuitsieve.architectures import Architecture
 from circuitsieve.errors import HookNotFired
+from circuitsieve.lean import Lean, LeanSite, picked
 from circuitsieve.mixing import mix
 from circuitsieve.nodes import Activations, SiteMasks
 from circuitsieve.prefix import Prefix
@@ -49,6 +51,7 @@ def masked(
     *,
     checkpointed: int = 0,
     consume: bool = False,
+    lean: Lean | None = None,
 ) -> Iterator[None]:
     """Mix baselines into every forward pass: `lerp(baseline, activation, mask)` at each site that has a mask.
 
@@ -61,16 +64,28 @@ def masked(
 
     With `consume`, each baseline is taken out of the mapping as soon as it is mixed in: memory for what comes later. Then
     there can be but one forward pass, and no layer can be run again.
+
+    With `lean`, the units that it takes for closed count as masked by 0, whatever their masks, and are not computed. All its
+    sites must have masks, and no layer can be run again.
     """
     edits: dict[Site, Edit] = {}
     take = baselines.pop if consume else baselines.__getitem__
+    lean_sites = {} if lean is None else lean.sites
+    added: dict[Site, Tensor] = {}
     for kind, mask in site_masks.items():
         skip = mask.all(dim=1).tolist() if mask.dtype == torch.bool else [False] * len(mask)
         for layer, row in enumerate(mask.unbind(0)):
             if not skip[layer]:
                 site = Site(kind, layer)
                 edits[site] = partial(_mixed, row, take, site)
-    with _edited(subject.architecture, edits, checkpointed):
+                if site in lean_sites:
+                    edits[site] = partial(_mixed_lean, lean_sites[site], added, row, take, site)
+    behind: dict[Site, Edit] = {site: partial(_add, added, site) for site in lean_sites}
+    with ExitStack() as contexts:
+        for lean_site in lean_sites.values():
+            for narrowed in lean_site.narrowed:
+                contexts.enter_context(narrowed.in_force())
+        contexts.enter_context(_edited(subject.architecture, edits, checkpointed, behind))
         yield
 
 
@@ -78,11 +93,31 @@ def _mixed(mask: Tensor, take: Callable[[Site], Tensor], site: Site, activation:
     return mix(take(site), activation, mask)
 
 
+def _mixed_lean(
+    lean: LeanSite,
+    added: dict[Site, Tensor],
+    mask: Tensor,
+    take: Callable[[Site], Tensor],
+    site: Site,
+    activation: Tensor,
+) -> Tensor:
+    """The open units mixed; what the closed ones add behind the projection is noted."""
+    baseline = take(site)
+    added[site] = lean.of_closed(baseline)
+    if lean.among_computed.shape[0] != activation.shape[-1]:
+        activation = activation.index_select(-1, lean.among_computed)
+    return mix(picked(baseline, lean.open), activation, picked(mask, lean.open))
+
+
+def _add(added: dict[Site, Tensor], site: Site, output: Tensor) -> Tensor:
+    return output + added.pop(site)
+
+
 class _Hooks:
     """What to do at each site, and which sites have seen no activation yet."""
 
-    def __init__(self, architecture: Architecture, edits: Mapping[Site, Edit]) -> None:
-        self.architecture, self.edits, self.silent = architecture, edits, set(edits)
+    def __init__(self, architecture: Architecture, edits: Mapping[Site, Edit], behind: Mapping[Site, Edit]) -> None:
+        self.architecture, self.edits, self.behind, self.silent = architecture, edits, behind, set(edits)
         self.shape: list[int] = []
         """Batch and tokens of the forward pass under way."""
         self.attached = False
@@ -98,6 +133,9 @@ class _Hooks:
             handles.callback(setattr, self, "attached", False)
             handle: RemovableHandle = self.architecture.blocks[0].register_forward_pre_hook(self.on_start)
             handles.callback(handle.remove)
+            for site in self.behind:  # before what is written there is edited
+                handle = self.architecture.read_module(site).register_forward_hook(partial(self.on_projected, site))
+                handles.callback(handle.remove)
             for site in sites:
                 if site.kind in _WRITES:
                     handle = self.architecture.write_module(site).register_forward_hook(partial(self.on_write, site))
@@ -111,25 +149,37 @@ class _Hooks:
         self.shape[:] = args[0].shape[:2]
 
     def on_read(self, site: Site, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        edited = self._edit(site, args[0])
+        self.silent.discard(site)
+        edited = self._apply(self.edits[site], args[0])
         return None if edited is None else (edited, *args[1:])
 
     def on_write(self, site: Site, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        return self._edit(site, output)
-
-    def _edit(self, site: Site, activation: Tensor) -> Tensor | None:
-        """Edits see [batch, tokens, n], also where a model works on [batch * tokens, n] (OPT's MLP)."""
         self.silent.discard(site)
+        return self._apply(self.edits[site], output)
+
+    def on_projected(self, site: Site, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        return self._apply(self.behind[site], output)
+
+    def _apply(self, edit: Edit, activation: Tensor) -> Tensor | None:
+        """Edits see [batch, tokens, n], also where a model works on [batch * tokens, n] (OPT's MLP)."""
         if activation.dim() > 2:
-            return self.edits[site](activation)
-        edited = self.edits[site](activation.view(*self.shape, -1))
+            return edit(activation)
+        edited = edit(activation.view(*self.shape, -1))
         return None if edited is None else edited.flatten(0, 1)
 
 
 @contextmanager
-def _edited(architecture: Architecture, edits: Mapping[Site, Edit], checkpointed: int = 0) -> Iterator[None]:
-    """Apply a function to the activation at each site; None leaves it as it is."""
-    hooks = _Hooks(architecture, edits)
+def _edited(
+    architecture: Architecture,
+    edits: Mapping[Site, Edit],
+    checkpointed: int = 0,
+    behind: Mapping[Site, Edit] = MappingProxyType({}),
+) -> Iterator[None]:
+    """Apply a function to the activation at each site, or to what the projection behind a read site makes of it.
+
+    None leaves an activation as it is.
+    """
+    hooks = _Hooks(architecture, edits, behind)
     with ExitStack() as contexts:
         contexts.enter_context(hooks.attach(edits))
         for layer, block in enumerate(architecture.blocks[:checkpointed]):

@@ -19,6 +19,7 @@ from circuitsieve.data import PairBatch, Pairs, batches
 from circuitsieve.errors import DataError
 from circuitsieve.footprint import Footprint, divide, footprint_of
 from circuitsieve.instrument import answer_logits, masked
+from circuitsieve.lean import Lean
 from circuitsieve.masks import BoolMasks, Masks
 from circuitsieve.nodes import COMPOSITION, Activations, NodeSpace, SiteMasks
 from circuitsieve.objective import kl, log_probs, logit_difference, metric
@@ -54,6 +55,7 @@ class Bench:
         constants: Activations | None = None,
         *,
         last: bool = False,
+        lean: Lean | None = None,
     ) -> Float[Tensor, "batch vocab"]:
         """Answer logits of the clean prompts with baselines mixed in.
 
@@ -63,10 +65,12 @@ class Bench:
             reference: of the batch.
             constants: other baselines than those of the reference.
             last: the reference will not be used again, so that its baselines may go on the way.
+            lean: what need not be computed; all is, where layers are run again.
         """
+        lean = None if self.checkpointed else lean
         baselines = reference.baselines if constants is None else constants
         consume = last and not reference.lasting and not self.checkpointed
-        with masked(self.subject, site_masks, baselines, checkpointed=self.checkpointed, consume=consume):
+        with masked(self.subject, site_masks, baselines, checkpointed=self.checkpointed, consume=consume, lean=lean):
             return answer_logits(self.subject, batch.clean, batch.positions, reference.prefix)
 
     def signals(self, logits: Float[Tensor, "batch vocab"], batch: PairBatch, reference: Reference) -> Signals:
@@ -211,10 +215,11 @@ class Problem:
         constants: Activations | None = None,
         *,
         last: bool = False,
+        lean: Lean | None = None,
     ) -> Float[Tensor, "batch vocab"]:
         """Answer logits of clean training prompts under masks of the searched granularities; see `Bench.logits`."""
         site_masks = self.space.fold(self.space.compose(masks), self.ablation)
-        return self.train.logits(site_masks, batch, reference, constants, last=last)
+        return self.train.logits(site_masks, batch, reference, constants, last=last, lean=lean)
 
     def with_constants(self, constants: Activations | None) -> "Problem":
         """The same problem with other constants, for validation and for the circuits to come."""
