@@ -21,8 +21,8 @@ from rich.table import Table
 from circuitsieve import DiscoveryConfig, LoadedModel, TaskOptions, load_model, load_task
 from circuitsieve.data import Pairs
 from circuitsieve.discovery import discover
-from circuitsieve.instrument import Subject, frozen
 from circuitsieve.problem import Problem
+from circuitsieve.subject import Subject, frozen
 
 SIZES = (0.4, 0.31, 0.22)
 JUDGED = 256

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from circuitsieve.instrument import Subject
+from circuitsieve.subject import Subject
 from models import FAMILIES, shared
 from tiny_cli import complaint, make_home
 

@@ -33,9 +33,9 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from circuitsieve.data import Example
-from circuitsieve.instrument import Subject
 from circuitsieve.nodes import NodeSpace
 from circuitsieve.pairs import Pair
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Granularity
 
 VOCABULARY, LAYERS, WIDTH, NEURONS = 29, 2, 16, 20

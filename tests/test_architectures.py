@@ -20,8 +20,8 @@ from transformers import (
 from circuitsieve import architectures
 from circuitsieve.architectures import Family, Projection, architecture_of, supported_model_types
 from circuitsieve.errors import CircuitsieveError, UnsupportedModel
-from circuitsieve.instrument import Subject
 from circuitsieve.selfcheck import selfcheck
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Site, SiteKind
 from models import FAMILIES, LAYERS, POST_NORM, each_dtype, each_family, fresh, module, randomise, shared
 

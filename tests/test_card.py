@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from circuitsieve.circuit import Circuit
 from circuitsieve.evaluation import EvaluationConfig, evaluate
 from circuitsieve.evaluation.controls import matched_random
-from circuitsieve.instrument import Subject
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Granularity
 from tiny import tiny_gpt2, tiny_pairs
 

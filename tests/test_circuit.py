@@ -5,13 +5,14 @@ import torch
 from torch import Tensor
 
 from circuitsieve import ablations
-from circuitsieve.ablations import References
 from circuitsieve.circuit import Circuit, clean_up
 from circuitsieve.data import PairBatch, collate
 from circuitsieve.errors import ConfigError
-from circuitsieve.instrument import Subject, answer_logits, masked
+from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.masks import BoolMasks, equal
 from circuitsieve.nodes import SiteMasks
+from circuitsieve.references import References
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 from models import (
     LAYERS,

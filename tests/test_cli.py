@@ -360,3 +360,23 @@ def test_splits_of_the_run_are_those_of_the_file(home):
     splits = {record.split for record in RunFolder.open(home / "run").read_pairs()}
     assert splits == set(SPLITS)
     assert cli.app.name == ("circuitsieve",)
+
+
+# --- what it will cost --------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_it_would_take_and_writes_nothing(discover, tmp_path, called, home):
+    dry = document(discover("--dry-run", "--json"))
+    planned = document(
+        called("plan", "--model", home / "model", "--task", home / "pairs.jsonl", "--steps", 3, "--json")
+    )
+    for found in (dry, planned):
+        assert found["total_seconds"] == pytest.approx(sum(found["seconds"].values()))
+        assert found["total_seconds"] > 0
+        assert found["peak_memory_bytes"] == sum(found["memory"].values()) > 1 << 20
+        assert found["kept"] == 1
+    assert dry["memory"].keys() == planned["memory"].keys()
+    assert not (tmp_path / "new").exists()
+    table = discover("--dry-run")
+    assert table.status == 0
+    assert "in all, about" in table.out

@@ -103,7 +103,7 @@ WHOLE, ABOVE, NOT_BELOW = "a whole number", "a finite number above 0", "a finite
             for bad in (0, -1, NAN, INF)
         ),
         *(("max_accuracy_drop", bad, ABOVE) for bad in (0, -0.1, NAN, INF)),
-        *((setting, bad, NOT_BELOW) for setting in ("depth_factor", "memory_gb", "lr_end") for bad in (-1, NAN, INF)),
+        *((setting, bad, NOT_BELOW) for setting in ("depth_factor", "lr_end") for bad in (-1, NAN, INF)),
         *(("min_faithfulness", bad, "a number between 0 and 1") for bad in (0, 1, -0.5, 1.5, NAN)),
         *(("ranking_share", bad, "a number of at least 0 and below 1") for bad in (-0.1, 1, NAN)),
         *(

@@ -8,7 +8,8 @@ from transformers.pytorch_utils import Conv1D
 
 from circuitsieve.architectures import Projection
 from circuitsieve.costs import ParameterCount, parameters
-from circuitsieve.instrument import Subject, masked
+from circuitsieve.instrument import masked
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Granularity, SiteKind
 from models import POST_NORM, WIDTH, each_family, fresh, random_ids, random_masks, shared
 

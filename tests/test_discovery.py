@@ -17,14 +17,14 @@ from circuitsieve.data import Example, Pairs, batches
 from circuitsieve.discovery import Discovery, discover
 from circuitsieve.errors import DataError
 from circuitsieve.evaluation import evaluate
-from circuitsieve.instrument import Subject
 from circuitsieve.nodes import LEAVES
 from circuitsieve.pairs import Pair
 from circuitsieve.phase import falling
-from circuitsieve.phases import NOISE_FALLS, FocusPhase, HardConcretePhase, phases
+from circuitsieve.phases import NOISE_FALLS, RANKED_REACH, FocusPhase, HardConcretePhase, phases
 from circuitsieve.problem import Problem, training_dtype
 from circuitsieve.ranking import RankingPhase
 from circuitsieve.selection import final_cut, try_cut
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 
 HEADS = {(0, 1), (1, 2)}
@@ -306,3 +306,35 @@ def test_learned_constants_are_better_than_means_and_go_with_the_circuit(planted
         for ablation, constants in ((Ablation.OPTIMAL, found.circuit.constants), (Ablation.MEAN, means))
     )
     assert learned["test.kl"] < mean["test.kl"]
+
+
+@pytest.mark.parametrize("method", ["hard_concrete", "nested"])
+def test_a_search_that_leaves_out_what_is_closed_finds_the_same(planted: GPT2LMHeadModel, method: str) -> None:
+    found = discover(planted, PAIRS, CONFIG.replaced(method=method, shrinking="on"))
+    assert found.budget_met
+    assert kept(found, Granularity.HEAD) == HEADS
+    assert kept(found, Granularity.MLP_NEURON) == NEURONS
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in planted.parameters())
+
+
+def test_what_is_closed_for_good_stays_closed_and_grows(planted: GPT2LMHeadModel) -> None:
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(shrinking="on"))
+    leaves = {
+        g: torch.linspace(-8, 8, problem.space.shape(g)[1]).repeat(2, 1)
+        for g in (Granularity.HEAD_DIM, Granularity.MLP_NEURON)
+    }
+    phase = HardConcretePhase(problem, leaves)
+    for leaf, scores in leaves.items():
+        assert torch.equal(phase.left[leaf], scores > -RANKED_REACH)
+    assert phase.lean({}) is not None
+    with torch.no_grad():
+        neurons, heads = phase.averages[Granularity.MLP_NEURON], phase.averages[Granularity.HEAD]
+        neurons[0] = 1.0  # would be open again
+        neurons[1, -1] = -RANKED_REACH
+        heads[0, 3] = -RANKED_REACH
+    phase._close_for_good()
+    assert torch.equal(phase.left[Granularity.MLP_NEURON][0], leaves[Granularity.MLP_NEURON][0] > -RANKED_REACH)
+    assert not phase.left[Granularity.MLP_NEURON][1, -1]
+    assert not phase.left[Granularity.HEAD_DIM][0, 3 * HEAD_DIM :].any()
+    without = HardConcretePhase(Problem.of(Subject.of(planted), PAIRS, CONFIG), leaves)
+    assert without.lean({}) is None

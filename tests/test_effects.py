@@ -28,9 +28,10 @@ def test_masks_of_single_examples(family: str, ablation: Ablation):
     (batch,) = problem.train.batches
     own = [random_masks(problem.space, seed, soft=True) for seed in range(len(batch))]
     together = {g: torch.stack([masks[g] for masks in own], dim=1)[:, :, None] for g in G}
-    found = problem.logits(together, batch)
+    reference = problem.train.references(batch)
+    found = problem.logits(together, batch, reference)
     for example, masks in enumerate(own):
-        torch.testing.assert_close(found[example], problem.logits(masks, batch)[example])
+        torch.testing.assert_close(found[example], problem.logits(masks, batch, reference)[example])
 
 
 @pytest.mark.parametrize("granularities", [DEFAULT_GRANULARITIES, (G.HEAD, G.MLP_BLOCK), (G.LAYER,), tuple(G)], ids=len)
@@ -42,6 +43,7 @@ def test_effects_are_those_of_finite_differences(family: str, granularities: tup
     soft = {g: mask.double() for g, mask in random_masks(space, 5, soft=True).items() if g in deciding}
     found = effects.effects(problem, problem.train.batches, lambda: soft)
     (batch,) = problem.train.batches
+    reference = problem.train.references(batch)
     full = answer_logits(problem.subject, batch.clean, batch.positions).softmax(-1)
     tokens = torch.multinomial(full.float(), 1, generator=torch.Generator().manual_seed(problem.config.seed))
     assert set(found) == set(deciding.values())
@@ -53,7 +55,7 @@ def test_effects_are_those_of_finite_differences(family: str, granularities: tup
                 masks = {g: mask.clone() for g, mask in soft.items()}
                 for leaf in [leaf for leaf, decider in deciding.items() if decider is node]:
                     masks[leaf][layer].view(n, -1)[index] += change
-                sides.append(problem.logits(masks, batch).log_softmax(-1).gather(1, tokens)[:, 0])
+                sides.append(problem.logits(masks, batch, reference).log_softmax(-1).gather(1, tokens)[:, 0])
             gradient = (sides[0] - sides[1]) / (2 * step)
             expected = gradient.square().mean().sqrt() + gradient.mean()
             assert float(effect[layer, index]) == pytest.approx(float(expected), rel=5e-3, abs=2e-4)

@@ -17,7 +17,7 @@ from circuitsieve.data import Example, batches
 from circuitsieve.errors import ModelError
 from circuitsieve.evaluation import EvaluationConfig, evaluate
 from circuitsieve.evaluation.metrics import Anchors, Outcome, interval, summarise
-from circuitsieve.instrument import Subject
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation
 from tiny import tiny_gpt2, tiny_pairs
 

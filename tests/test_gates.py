@@ -11,8 +11,9 @@ from scipy import special, stats
 from torch import Tensor, nn
 
 from circuitsieve.gates import HardConcrete
-from circuitsieve.instrument import Subject, answer_logits, frozen, masked, record
+from circuitsieve.instrument import answer_logits, masked, record
 from circuitsieve.objective import kl
+from circuitsieve.subject import Subject, frozen
 from circuitsieve.vocabulary import Granularity, Sampling
 from models import LAYERS, random_ids, shared
 

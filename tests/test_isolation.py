@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from circuitsieve.errors import HookNotFired
 from circuitsieve.gates import HardConcrete
-from circuitsieve.instrument import SHORT, Subject, answer_logits, frozen, masked, quick_attention, record
+from circuitsieve.instrument import answer_logits, masked, record
 from circuitsieve.selfcheck import selfcheck
+from circuitsieve.subject import SHORT, Subject, frozen, quick_attention
 from circuitsieve.vocabulary import Granularity, Sampling
 from models import FAMILIES, POST_NORM, assert_differs, difference, each_family, fresh, module, random_ids, shared
 
@@ -40,6 +41,7 @@ def state(model: PreTrainedModel) -> dict[str, object]:
         "training": {name: m.training for name, m in model.named_modules()},
         "hooks": hooks(model),
         "modules": [(name, id(m)) for name, m in model.named_modules()],
+        "methods": [name for name, m in model.named_modules() if "forward" in vars(m)],
         "torch rng": torch.get_rng_state().tolist(),
         "numpy rng": numpy.random.get_state()[1].tolist(),  # noqa: NPY002 - the global state is what must not change
         "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
@@ -82,6 +84,17 @@ def run_masked(model: PreTrainedModel, ids: Tensor) -> None:
         answer_logits(subject, ids, LAST).sum().backward()
 
 
+def run_checkpointed(model: PreTrainedModel, ids: Tensor) -> None:
+    subject = Subject.of(model)
+    gates = HardConcrete({g: subject.space.shape(g) for g in Granularity}, seed=0, init=(-1.0, 1.0))
+    zeros = dict.fromkeys(subject.architecture.sites(), torch.zeros(1))
+    with frozen(model):
+        with masked(subject, subject.space.compose(gates.draw(0)), zeros, checkpointed=subject.space.layers):
+            logits = answer_logits(subject, ids, LAST)
+        assert hooks(model) == 0
+        logits.sum().backward()
+
+
 def run_selfcheck(model: PreTrainedModel, ids: Tensor) -> None:
     broken = ids.max() >= model.config.vocab_size
 
@@ -92,7 +105,13 @@ def run_selfcheck(model: PreTrainedModel, ids: Tensor) -> None:
     selfcheck(model, progress=interrupt)
 
 
-RUNS = {"frozen": run_frozen, "record": run_recorded, "masked": run_masked, "selfcheck": run_selfcheck}
+RUNS = {
+    "frozen": run_frozen,
+    "record": run_recorded,
+    "masked": run_masked,
+    "checkpointed": run_checkpointed,
+    "selfcheck": run_selfcheck,
+}
 
 
 @pytest.fixture

@@ -36,10 +36,13 @@ def complaint(path: Path) -> str:
 
 
 def test_every_column_is_read(tmp_path):
-    full = {**ENTRY, "candidates": [" and", " to", " the"], "id": 7, "template": "abba"}
+    full = {**ENTRY, "candidates": [" and", " to", " the"], "cutoff": [" and", " to"], "id": 7, "template": "abba"}
     read = read_pairs(written(tmp_path / "p.jsonl", ENTRY, "", "  ", full))
     plain = Pair("When Mary", "When Anna", (" and", " to"), (" the",))
-    assert read == (plain, replace(plain, candidates=(" and", " to", " the"), id="7", template="abba"))
+    assert read == (
+        plain,
+        replace(plain, candidates=(" and", " to", " the"), cutoff=(" and", " to"), id="7", template="abba"),
+    )
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
@@ -57,7 +60,7 @@ def test_byte_order_mark_and_windows_lines_are_read(tmp_path):
     assert len(read_pairs(path)) == 2
 
 
-COLUMNS = "clean, corrupted, answers, wrong_answers, candidates, id, template"
+COLUMNS = "clean, corrupted, answers, wrong_answers, candidates, cutoff, id, template"
 MALFORMED = [
     (
         '{"clean": "When',
@@ -76,6 +79,7 @@ MALFORMED = [
     ({**ENTRY, "wrong_answers": [" x", 3]}, "wrong_answers: found [' x', 3], expected a list of texts"),
     ({**ENTRY, "wrong_answers": [""]}, "wrong_answers: found [''], expected a list of texts"),
     ({**ENTRY, "candidates": None}, "candidates: found None, expected a list of texts"),
+    ({**ENTRY, "cutoff": ["1"]}, "cutoff: found 1 texts, expected two, just above and just below the border"),
     ({**ENTRY, "id": {"a": 1}}, "id: found {'a': 1}, expected a text or a whole number"),
     ({**ENTRY, "template": True}, "template: found True, expected a text or a whole number"),
 ]
@@ -105,7 +109,7 @@ JSON = st.recursive(
     max_leaves=5,
 )
 ENTRIES = st.fixed_dictionaries(
-    {}, optional={**dict.fromkeys(ENTRY, JSON), "candidates": JSON, "id": JSON, "template": JSON}
+    {}, optional={**dict.fromkeys(ENTRY, JSON), "candidates": JSON, "cutoff": JSON, "id": JSON, "template": JSON}
 )
 NEARLY = st.fixed_dictionaries(
     dict.fromkeys(ENTRY, JSON | st.text(min_size=1) | st.lists(st.text(min_size=1), min_size=1, max_size=2))

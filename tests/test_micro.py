@@ -24,8 +24,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from circuitsieve.costs import parameters
-from circuitsieve.instrument import Subject, answer_logits, masked, record
+from circuitsieve.instrument import answer_logits, masked, record
 from circuitsieve.objective import kl, log_probs
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Granularity, Site, SiteKind
 
 G = Granularity

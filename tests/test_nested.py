@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from circuitsieve.circuit import Circuit, Ranking
-from circuitsieve.instrument import Subject
 from circuitsieve.nested import Nested
 from circuitsieve.nodes import NodeSpace
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
 from models import random_masks, shared
 

@@ -5,12 +5,13 @@ import torch
 from torch import Tensor
 
 from circuitsieve import ablations
-from circuitsieve.ablations import References
 from circuitsieve.data import collate
 from circuitsieve.errors import ConfigError
-from circuitsieve.instrument import Subject, answer_logits, masked
+from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.masks import cut
 from circuitsieve.nodes import Node, NodeSpace, SiteMasks
+from circuitsieve.references import References
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation, Granularity, SiteKind
 from models import (
     OUTPUT_BIAS,

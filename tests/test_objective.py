@@ -141,6 +141,16 @@ def test_metrics_over_candidates():
     assert over_all.exact_match.item() == 1
 
 
+def test_cutoff_sharpness_over_candidates_where_there_is_a_border():
+    """Among tokens 0, 1 and 2 the probabilities 0.1, 0.3, 0.1 become 0.2, 0.6, 0.2."""
+    logits = torch.cat([logits_of([0.1, 0.3, 0.1, 0.5])] * 2)
+    plain = targets([[1, 2], [1, 2]], [[0, -1], [0, -1]], [[2, 0, 1], [2, 0, 1]])
+    found = measure(logits, logits, plain._replace(cutoff=torch.tensor([[1, 0], [-1, -1]]))).cutoff_sharpness
+    assert found[0].item() == pytest.approx(0.6 - 0.2, rel=1e-5)
+    assert found[1].isnan()
+    assert measure(logits, logits, plain).cutoff_sharpness.isnan().all()
+
+
 def test_equal_logits_are_no_success():
     found = measure(LOGITS, torch.zeros(2, 5), targets([[0], [1]], [[2], [2]]))
     assert found.logit_diff.tolist() == [0, 0]

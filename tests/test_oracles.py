@@ -5,12 +5,14 @@ import torch
 from torch import Tensor
 
 from circuitsieve import ablations
-from circuitsieve.ablations import References
 from circuitsieve.circuit import Circuit
 from circuitsieve.data import PairBatch, batches, collate
-from circuitsieve.instrument import Subject, answer_logits, masked, record
+from circuitsieve.instrument import answer_logits, masked, record
 from circuitsieve.masks import Masks
 from circuitsieve.nodes import Activations
+from circuitsieve.objective import measure
+from circuitsieve.references import References
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
 from models import (
     FAMILIES,
@@ -239,18 +241,23 @@ def test_prompt_alone_equals_prompt_in_a_padded_batch(subject: Subject, ablation
         under = circuit_logits(circuit, subject, batch, reference.baselines)
         for row, ids in enumerate(batch.clean):
             prompt = tuple(ids[: int(batch.positions[row]) + 1].tolist())
-            found[prompt] = torch.stack([reference.full[row], reference.empty[row], under[row]])
+            found[prompt] = (
+                reference.full[row],
+                under[row],
+                torch.stack([values[row] for values in reference.empty]).nan_to_num(),
+            )
     assert len(found) == len(EXAMPLES)
     for example in examples:
         alone = collate([example], "cpu")
         reference = references(alone)
         under = circuit_logits(circuit, subject, alone, reference.baselines)
-        full, empty, of_circuit = found[example.clean]
+        full, of_circuit, empty = found[example.clean]
         with torch.no_grad():
             assert_same(full, subject.model(torch.tensor([example.clean])).logits[0, -1])
             if ablation.is_run:
-                assert_same(empty, subject.model(torch.tensor([example.corrupted])).logits[0, -1])
-        assert_same(empty, reference.empty[0])
+                other = subject.model(torch.tensor([example.corrupted])).logits[:, -1]
+                assert_same(empty, torch.cat(measure(reference.full, other, alone.targets)).nan_to_num())
+        assert_same(empty, torch.cat(reference.empty).nan_to_num())
         assert_same(of_circuit, under[0])
         assert_differs(of_circuit, full)
 

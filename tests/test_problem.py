@@ -57,9 +57,34 @@ def test_masks_and_their_circuits_run(family: str, search: str, ablation: Ablati
         expected = by_every_site(problem, drawn, batch)
         floats = {g: mask.float() for g, mask in drawn.items()}
         with torch.no_grad():
-            assert_same(problem.logits(floats, batch), expected)
+            assert_same(problem.logits(floats, batch, problem.train.references(batch)), expected)
         divergence = torch.nn.functional.kl_div(
             expected.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="batchmean"
         )
         found = problem.validation.measure(problem.circuit(drawn), [batch]).kl
         torch.testing.assert_close(found, divergence, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "goes"),
+    [
+        ({"memory": "0MB", "checkpointing": "none"}, True),
+        ({"memory": "0MB", "checkpointing": "all"}, False),
+        ({"memory": "1GB"}, False),
+        ({"memory": "0MB", "disk": "1GB", "checkpointing": "none"}, False),
+        ({"memory": "0MB", "checkpointing": "none", "ablation": "mean"}, False),
+    ],
+    ids=str,
+)
+def test_baselines_go_on_the_way_where_nothing_needs_them_later(settings: dict[str, str], goes: bool):
+    problem = Problem.of(shared("llama"), PAIRS, DiscoveryConfig().replaced(**settings))
+    batch = problem.train.batches[0]
+    masks = {g: m for g, m in random_masks(problem.space, 3, soft=True).items() if g in problem.granularities}
+    reference = problem.train.references(batch)
+    with torch.no_grad():
+        first = problem.logits(masks, batch, reference)
+        last = problem.logits(masks, batch, reference, last=True)
+        assert (not reference.baselines) == goes
+        again = problem.logits(masks, batch, problem.train.references(batch), last=True)
+    assert torch.equal(first, last)
+    assert torch.equal(first, again)

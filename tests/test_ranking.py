@@ -5,7 +5,7 @@ import torch
 
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.errors import ConfigError
-from circuitsieve.instrument import Subject
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Granularity
 from models import random_masks, shared
 

@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 from filelock import FileLock
 
-from circuitsieve.ablations import References
 from circuitsieve.circuit import Circuit
 from circuitsieve.errors import RunError
 from circuitsieve.instrument import answer_logits, masked
+from circuitsieve.references import References
 from circuitsieve.runs import PairRecord, RunFolder
 from circuitsieve.vocabulary import Ablation, Granularity
 from tiny import name_pairs

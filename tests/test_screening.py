@@ -63,7 +63,7 @@ def test_prompt_longer_than_the_context_is_refused():
         check_fit(MODEL, [*PAIRS.test, replace(fitting, clean=(3,) * 33)])
 
 
-@pytest.mark.parametrize("column", ["clean", "corrupted", "answers", "wrong_answers", "candidates"])
+@pytest.mark.parametrize("column", ["clean", "corrupted", "answers", "wrong_answers", "candidates", "cutoff"])
 def test_token_outside_the_vocabulary_is_refused(column):
     last = len(WORDS) - 1
     check_fit(MODEL, [replace(PAIRS.test[0], **{column: (3, last)})])

@@ -123,6 +123,11 @@ def test_the_first_deciding_digit_is_asked_for(pieces, shown, size):
             assert int(end + answer + "0" * rest) > int(start)
         for answer in pair.wrong_answers:
             assert int(end + answer + "9" * rest) <= int(start)
+        above, below = pair.cutoff
+        assert above == min(pair.answers)
+        assert below in pair.wrong_answers
+        assert int(above) - int(below) == 2
+        assert int(start[shown : shown + size]) == int(below) + 1
         undecided = set(pair.candidates) - {*pair.answers, *pair.wrong_answers}
         assert len(undecided) == (1 if rest else 0)
         earliest = re.search(r"(\d{4})\D", pair.corrupted)[1]

@@ -11,8 +11,8 @@ from circuitsieve.ablations import constants
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.data import batches
 from circuitsieve.errors import RunError
-from circuitsieve.instrument import Subject
 from circuitsieve.runs import PairRecord, RunFolder
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, Granularity
 from tiny import name_pairs, tiny_gpt2, tiny_pairs
 

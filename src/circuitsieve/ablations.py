@@ -1,102 +1,22 @@
-"""Baselines: what an ablated unit is replaced by, and the two runs that every circuit is measured against.
+"""What an ablated unit is replaced by: a run on another prompt, or a constant.
 
-Two kinds. A *run* baseline is a forward pass on another prompt (corrupted, resample); it never depends on the masks, so it
-is computed once per batch and kept while a memory budget lasts. A *constant* baseline (mean, mean_positional, zero) is
-computed once, from corrupted training prompts.
+A *run* baseline is a forward pass on another prompt (corrupted, resample). A *constant* baseline (mean, mean_positional,
+zero, optimal) is computed once, from corrupted training prompts.
 """
 
 import random
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitsieve.data import Example, PairBatch
-from circuitsieve.instrument import Subject, answer_logits, masked, record
+from circuitsieve.instrument import answer_logits, record
 from circuitsieve.nodes import Activations
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, Site, SiteKind
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What one batch is measured against."""
-
-    full: Float[Tensor, "batch vocab"]
-    """Answer logits of the untouched model."""
-    empty: Float[Tensor, "batch vocab"]
-    """Answer logits with everything ablated, `embed` included."""
-    baselines: Activations
-
-
-class References:
-    """The reference of each batch: computed once, kept while the memory budget lasts, else recomputed on demand."""
-
-    def __init__(
-        self,
-        subject: Subject,
-        ablation: Ablation,
-        *,
-        constants: Activations | None = None,
-        kinds: Sequence[SiteKind] = tuple(SiteKind),
-        memory_bytes: int = 4 << 30,
-    ) -> None:
-        """
-        Args:
-            subject: the model under study.
-            ablation: what ablated units are replaced by.
-            constants: the baselines of every site where the ablation is no run.
-            kinds: the sites at which baselines will be needed.
-            memory_bytes: how much may be kept between calls.
-        """
-        self.subject, self.ablation, self.constants, self.kinds = subject, ablation, constants, tuple(kinds)
-        self.sites = [site for site in subject.architecture.sites() if site.kind in kinds]
-        self.memory_bytes = memory_bytes
-        self._kept: dict[PairBatch, Reference] = {}
-
-    def __call__(self, batch: PairBatch) -> Reference:
-        """The reference of a batch, without autograd history."""
-        if batch in self._kept:
-            return self._kept[batch]
-        with torch.no_grad():
-            full = answer_logits(self.subject, batch.clean, batch.positions)
-            reference = self._run(batch, full) if self.ablation.is_run else self._constant(batch, full)
-        self._keep(batch, reference)
-        return reference
-
-    def with_constants(self, constants: Activations | None) -> "References":
-        """The same with other constants, and nothing kept yet."""
-        return References(
-            self.subject, self.ablation, constants=constants, kinds=self.kinds, memory_bytes=self.memory_bytes
-        )
-
-    def _run(self, batch: PairBatch, full: Tensor) -> Reference:
-        with record(self.subject, self.sites) as baselines:
-            empty = answer_logits(self.subject, batch.corrupted, batch.positions)
-        return Reference(full, empty, baselines)
-
-    def _constant(self, batch: PairBatch, full: Tensor) -> Reference:
-        if self.constants is None:
-            raise ValueError(f"ablation {self.ablation!s} needs the constants of every site")
-        tokens = batch.clean.shape[1]
-        baselines = {site: _at_positions(constant, tokens) for site, constant in self.constants.items()}
-        closed = {
-            kind: torch.zeros(1 if kind is SiteKind.EMBED else self.subject.space.layers, 1)
-            for kind in (SiteKind.EMBED, SiteKind.ATTN_WRITE, SiteKind.MLP_WRITE)
-        }
-        with masked(self.subject, closed, baselines):
-            empty = answer_logits(self.subject, batch.clean, batch.positions)
-        return Reference(full, empty, baselines)
-
-    def _keep(self, batch: PairBatch, reference: Reference) -> None:
-        needed = reference.full.nbytes + reference.empty.nbytes
-        if self.ablation.is_run:
-            needed += sum(tensor.nbytes for tensor in reference.baselines.values())
-        if needed <= self.memory_bytes:
-            self.memory_bytes -= needed
-            self._kept[batch] = reference
 
 
 class OptimalConstants(nn.Module):
@@ -128,14 +48,6 @@ class OptimalConstants(nn.Module):
 
 def _key(site: Site) -> str:
     return f"{site.kind}-{site.layer}"  # the name of a parameter must not hold a dot
-
-
-def _at_positions(constant: Tensor, tokens: int) -> Tensor:
-    """A constant [n], or the first rows of a positional one [positions, n]; its last row stands for later positions."""
-    if constant.dim() == 1 or constant.shape[0] == tokens:
-        return constant
-    rows = torch.arange(tokens, device=constant.device).clamp_max(constant.shape[0] - 1)
-    return constant[rows]
 
 
 def with_counterfactuals(examples: Iterable[Example], ablation: Ablation, seed: int = 0) -> list[Example]:

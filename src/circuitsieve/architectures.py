@@ -61,6 +61,25 @@ class Family:
     mlp_post_norm: str | None = None
     joint_qk_norm: bool = False
     """Whether a norm runs over Q of all heads together, and another over K: then every head's rows matter to every head."""
+    head_count: "HeadCount | None" = None
+    """Where an attention module keeps the number of its heads; None if it cannot do with fewer."""
+
+    def projection(self, role: str) -> Projection:
+        """By role: q, k, v, gate, up, or mlp_in for the only input projection of an MLP."""
+        if role in ("q", "k", "v"):
+            found: Projection = getattr(self, role)
+            return found
+        return self.mlp_in[1 if role == "up" else 0]
+
+
+@dataclass(frozen=True)
+class HeadCount:
+    """How an attention module knows the number of its heads."""
+
+    path: str = ""
+    """The attribute, relative to a block; empty where the module sees it from its projections."""
+    in_dims: bool = False
+    """Whether the attribute counts head dims."""
 
 
 def _fused(path: str, fusion: Fusion, parts: int) -> tuple[Projection, ...]:
@@ -86,6 +105,7 @@ _LLAMA = Family(
     attn_out=_O,
     mlp_in=(_GATE, _UP),
     mlp_out=_DOWN,
+    head_count=HeadCount(),
 )
 _GEMMA2 = replace(
     _LLAMA,
@@ -105,10 +125,11 @@ FAMILIES = (
         attn_out=Projection("attn.c_proj"),
         mlp_in=(Projection("mlp.c_fc"),),
         mlp_out=Projection("mlp.c_proj"),
+        head_count=HeadCount("attn.split_size", in_dims=True),
     ),
     _LLAMA,
     _GEMMA2,
-    replace(_GEMMA2, model_types=("olmo2",), joint_qk_norm=True),
+    replace(_GEMMA2, model_types=("olmo2",), joint_qk_norm=True, head_count=None),
     replace(
         _LLAMA,
         model_types=("phi3",),
@@ -116,6 +137,7 @@ FAMILIES = (
         k=_QKV[1],
         v=_QKV[2],
         mlp_in=_fused("mlp.gate_up_proj", Fusion.STACKED, 2),
+        head_count=None,  # its attention cuts Q, K and V apart by the configuration
     ),
     replace(
         _LLAMA,
@@ -133,6 +155,7 @@ FAMILIES = (
         attn_out=Projection("attention.dense"),
         mlp_in=(Projection("mlp.dense_h_to_4h"),),
         mlp_out=Projection("mlp.dense_4h_to_h"),
+        head_count=HeadCount(),
     ),
     replace(
         _LLAMA,
@@ -140,6 +163,7 @@ FAMILIES = (
         attn_out=Projection("self_attn.out_proj"),
         mlp_in=(Projection("fc1"),),
         mlp_out=Projection("fc2"),
+        head_count=HeadCount("self_attn.num_heads"),
     ),
 )
 
@@ -214,12 +238,11 @@ class Architecture:
             head_dim: dims of one head.
             neurons: MLP neurons of a layer.
         """
+        projection = self.family.projection(role)
         if role in ("q", "k", "v"):
-            projection: Projection = getattr(self.family, role)
             counts = [heads, kv_heads, kv_heads]
             groups, size, sizes = counts["qkv".index(role)], head_dim, [count * head_dim for count in counts]
         else:
-            projection = self.family.mlp_in[1 if role == "up" else 0]
             groups, size, sizes = 1, neurons, [neurons, neurons]
         own = torch.arange(groups * size).view(groups, size)
         match projection.fusion:

@@ -38,10 +38,11 @@ def in_chat_form(splits: TextSplits, tokenizer: PreTrainedTokenizerBase, instruc
         pair = replace(pair, clean=asked(pair.clean), corrupted=asked(pair.corrupted))
         if PLACE not in instruction:
             return pair
-        answers, wrong_answers, candidates = (
-            tuple(text.lstrip(" ") for text in texts) for texts in (pair.answers, pair.wrong_answers, pair.candidates)
+        answers, wrong_answers, candidates, cutoff = (
+            tuple(text.lstrip(" ") for text in texts)
+            for texts in (pair.answers, pair.wrong_answers, pair.candidates, pair.cutoff)
         )
-        return replace(pair, answers=answers, wrong_answers=wrong_answers, candidates=candidates)
+        return replace(pair, answers=answers, wrong_answers=wrong_answers, candidates=candidates, cutoff=cutoff)
 
     return TextSplits(*(tuple(converted(pair) for pair in getattr(splits, split)) for split in SPLITS))
 

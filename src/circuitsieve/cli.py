@@ -56,6 +56,7 @@ def discover(
     loading: ModelFlags = MODEL_FLAGS,
     only_correct: bool = False,
     overwrite: bool = False,
+    dry_run: bool = False,
     json: bool = False,
 ) -> int:
     """Find a circuit, save it in a folder and evaluate it on held-out pairs.
@@ -75,8 +76,10 @@ def discover(
         Drop the pairs that the full model gets wrong.
     overwrite
         Replace a run that is already in the folder.
+    dry_run
+        Only say how much time and memory it would take; nothing is written.
     json
-        Print the card as JSON on stdout, everything else on stderr.
+        Print the card (of a dry run: the plan) as JSON on stdout, everything else on stderr.
     """
     settings = config_of(flags, config)
     from circuitsieve.workflow import Job
@@ -87,7 +90,50 @@ def discover(
     job = Job(
         model, task, out, settings, data, loading.dtype, loading.device, loading.revision, only_correct, overwrite
     )
-    return _discover(job, as_json=json)
+    return _plan(job, as_json=json) if dry_run else _discover(job, as_json=json)
+
+
+@app.command
+def plan(
+    *,
+    model: str,
+    task: str,
+    config: str | None = None,
+    flags: Annotated[ConfigFlags, Parameter(name="*")] = NO_FLAGS,
+    reading: ReadingFlags = READING_FLAGS,
+    counts: CountFlags = COUNT_FLAGS,
+    loading: ModelFlags = MODEL_FLAGS,
+    only_correct: bool = False,
+    json: bool = False,
+) -> int:
+    """Say how much time and memory `discover` would take with the same flags, from a few timed passes.
+
+    Parameters
+    ----------
+    model
+        As for `discover`.
+    task
+        As for `discover`.
+    config
+        As for `discover`.
+    only_correct
+        Drop the pairs that the full model gets wrong.
+    json
+        Print one JSON document.
+    """
+    return discover(
+        model=model,
+        task=task,
+        out="",
+        config=config,
+        flags=flags,
+        reading=reading,
+        counts=counts,
+        loading=loading,
+        only_correct=only_correct,
+        dry_run=True,
+        json=json,
+    )
 
 
 @app.command
@@ -106,6 +152,19 @@ def demo(*, out: str = "runs/demo", overwrite: bool = False, json: bool = False)
     from circuitsieve.workflow import Job
 
     return _discover(Job("demo", "ioi", out, DiscoveryConfig(), overwrite=overwrite), as_json=json)
+
+
+def _plan(job: "Job", *, as_json: bool) -> int:
+    from circuitsieve.report.terminal import plan_table
+    from circuitsieve.workflow import plan as plan_job
+
+    with RichReporter() as reporter:
+        found = plan_job(job, reporter)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        Console().print(plan_table(found))
+    return 0
 
 
 def _discover(job: "Job", *, as_json: bool) -> int:

@@ -20,6 +20,9 @@ _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
 """Prices that are not 0.5: `size` counts these units, and the mean over so many of them moves little per unit."""
 CHARGES = ("open", "all")
 SCHEDULES = ("constant", "linear", "cosine")
+SWITCH = ("on", "off")
+CHECKPOINTING = ("auto", "none", "all")
+_UNITS = {"GB": 2**30, "MB": 2**20}
 TRAINING_DTYPES = ("auto", "model", "bfloat16")
 
 
@@ -111,8 +114,19 @@ class DiscoveryConfig:
     """What training computes in: model (as it was loaded), bfloat16 or auto (bfloat16 for a float32 model of 20 million
     parameters or more, where the device computes in it). Circuits are always chosen and judged in the model's own."""
 
-    memory_gb: float = 8.0
-    """How many gigabytes of corrupted activations are kept between steps; what exceeds it is recomputed."""
+    memory: str = "8GB"
+    """How much memory the search may take above the weights of the model, such as 8GB or 500MB. What steps leave of it keeps
+    corrupted activations, which are else computed anew; where a step does not fit, layers are run again in its backward pass."""
+
+    disk: str = "0GB"
+    """How much more of the corrupted activations may be kept in a temporary file."""
+
+    checkpointing: str = "auto"
+    """Which layers are run again in the backward pass, instead of keeping what they computed: auto (as many as the memory
+    asks for), none or all."""
+
+    shrinking: str = "off"
+    """Whether training leaves out of its passes what is closed for good, and while ranking what is next to closed: on or off."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularities", tuple(self.granularities))
@@ -126,6 +140,8 @@ class DiscoveryConfig:
         self._check_words()
         self._check_numbers()
         self._check_ranking()
+        for name in ("memory", "disk"):
+            bytes_of(name, getattr(self, name))
 
     def _check_words(self) -> None:
         granularities = [str(g) for g in Granularity]
@@ -146,6 +162,8 @@ class DiscoveryConfig:
             ("charge", list(CHARGES)),
             ("lr_schedule", list(SCHEDULES)),
             ("training_dtype", list(TRAINING_DTYPES)),
+            ("checkpointing", list(CHECKPOINTING)),
+            ("shrinking", list(SWITCH)),
         ):
             if getattr(self, setting) not in words:
                 raise ConfigError(one_of(setting, str(getattr(self, setting)), words))
@@ -161,7 +179,6 @@ class DiscoveryConfig:
                 raise ConfigError(f"{name}: found {value}, expected a finite number above 0")
         for name, value in [
             ("depth_factor", self.depth_factor),
-            ("memory_gb", self.memory_gb),
             ("lr_end", self.lr_end),
         ] + [(f"penalty {g}", price) for g, price in self.penalty.items()]:
             if not 0 <= value < float("inf"):
@@ -214,6 +231,22 @@ class DiscoveryConfig:
         if budgets & changes.keys():
             changes = {**dict.fromkeys(budgets), **changes}
         return replace(self, **changes)
+
+
+def bytes_of(setting: str, amount: str) -> int:
+    """The bytes of an amount such as 8GB (2 ** 30 bytes each) or 500MB.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    unit = _UNITS.get(amount[-2:].upper())
+    try:
+        number = float(amount[:-2])
+    except ValueError:
+        number = math.nan
+    if unit is None or not 0 <= number < math.inf:
+        raise ConfigError(f"{setting}: found {amount!r}, expected an amount such as 8GB or 500MB")
+    return int(number * unit)
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

@@ -4,6 +4,7 @@ Prompts are padded on the right and models are causal, so padding can change not
 needed. The answer is predicted at the last token of the prompt.
 """
 
+import itertools
 import random
 import re
 from collections import Counter
@@ -30,6 +31,7 @@ class Example:
     answers: tuple[int, ...]
     wrong_answers: tuple[int, ...]
     candidates: tuple[int, ...] = ()
+    cutoff: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class PairBatch:
     positions: Int[Tensor, " batch"]
     """Index of the last prompt token: where the answer is predicted."""
     targets: Targets
+    shared: int = 0
+    """So many tokens stand at the beginning of both prompts of every pair; fewer than any prompt has."""
 
     def __len__(self) -> int:
         return self.clean.shape[0]
@@ -111,7 +115,8 @@ class Encoder:
             raise Unusable("an answer and a wrong answer share their first token")
         if candidates and not set(answers + wrong_answers) <= set(candidates):
             raise Unusable("an answer or a wrong answer is not among the candidates")
-        return Example(pair, clean, corrupted, answers, wrong_answers, candidates)
+        cutoff = tuple(self._first_token(pair.clean, clean, text) for text in pair.cutoff)
+        return Example(pair, clean, corrupted, answers, wrong_answers, candidates, cutoff)
 
     def _ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text)["input_ids"])
@@ -234,5 +239,17 @@ def collate(examples: Sequence[Example], device: torch.device | str) -> PairBatc
             answers=padded([e.answers for e in examples], -1),
             wrong_answers=padded([e.wrong_answers for e in examples], -1),
             candidates=padded([e.candidates for e in examples], -1) if examples[0].candidates else None,
+            cutoff=torch.tensor([e.cutoff or (-1, -1) for e in examples], device=device)
+            if examples[0].cutoff
+            else None,
         ),
+        shared=min(map(_shared, examples)),
     )
+
+
+def _shared(example: Example) -> int:
+    """How many tokens both prompts begin with, the last one of the prompt apart."""
+    same = itertools.takewhile(
+        lambda tokens: tokens[0] == tokens[1], zip(example.clean, example.corrupted, strict=True)
+    )
+    return min(sum(1 for _ in same), len(example.clean) - 1)

@@ -1,49 +1,26 @@
 """Discovery: masks of every granularity learned in one run (arXiv 2512.10903).
 
-Before the first step the effects of single nodes are measured (`effects`), which is where their ranking starts. Each step:
-1. take a batch of pairs and its reference (full and empty answer logits, baselines), computed once per batch;
-2. draw masks as the phase does it (`phases`), compose the masks of the sites;
-3. run the clean prompts with the baselines mixed in, as far as the answer positions;
-4. minimise KL(full || circuit), an optional hinge, and what the phase adds, with respect to its gates or scores alone;
-5. let the phase's controller follow the budget, and now and then try the circuit on validation pairs.
-
-At the end the ranking that the gates hold is cut where the budget is just met on validation pairs. The smallest feasible
-circuit seen is returned, never just the last one.
+Masks are learned step by step (`training`). At the end the ranking that the gates hold is cut where the budget is just met on
+validation pairs. The smallest feasible circuit seen is returned, never just the last one.
 """
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
-from circuitsieve.ablations import OptimalConstants
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.control import Signals
-from circuitsieve.data import PairBatch, Pairs
-from circuitsieve.errors import ModelError
-from circuitsieve.instrument import Subject, frozen, quick_attention
-from circuitsieve.objective import hinge, logit_difference
-from circuitsieve.phase import Phase
-from circuitsieve.phases import phases
+from circuitsieve.data import Pairs
 from circuitsieve.problem import Problem
 from circuitsieve.provenance import describe_model, describe_pairs, records
 from circuitsieve.runs import RunFolder
-from circuitsieve.selection import Check, Checks, final_cut
-from circuitsieve.vocabulary import Ablation
-
-ADAM_BETAS = (0.9, 0.98)
-"""The second moment must follow gradients that shrink by orders of magnitude while a gate closes."""
-CONSTANTS_LR = 0.02
-"""Learning rate of the constants of the optimal ablation, in units of their site's size."""
-ADAM_EPS = 1e-15
-"""The gradient of one MLP neuron's gate may be as small as 1e-10, and means as much as any other."""
+from circuitsieve.selection import Check, final_cut
+from circuitsieve.subject import Subject, frozen
+from circuitsieve.training import OnLook, OnStep, Training
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,12 +68,6 @@ class Discovery:
         return folder
 
 
-OnLook = Callable[[int, int], None]
-"""Called with how many batches were looked at, and how many there are."""
-OnStep = Callable[[Mapping[str, int | float]], None]
-"""Called after every step with its entry of the history."""
-
-
 def discover(
     model: nn.Module,
     pairs: Pairs,
@@ -126,7 +97,7 @@ def discover(
     with frozen(model):
         subject = Subject.of(model)
         problem = Problem.of(subject, pairs, config)
-        training = _Training(problem, on_step or (lambda _: None), on_look or (lambda *_: None))
+        training = Training(problem, on_step or (lambda _: None), on_look or (lambda *_: None))
         interrupted = training.run()
         check = final_cut(training.problem_now(), training.phase.ranking(), training.checks.best, quick=interrupted)
     provenance = describe_model(subject.model)
@@ -141,83 +112,3 @@ def discover(
         provenance=provenance,
         interrupted=interrupted,
     )
-
-
-class _Training:
-    """The loop and its state: phase, optimisers, constants, history, checks."""
-
-    def __init__(self, problem: Problem, on_step: OnStep, on_look: OnLook) -> None:
-        self.problem, self.on_step, self.on_look = problem, on_step, on_look
-        self.constants: OptimalConstants | None = None
-        if problem.ablation is Ablation.OPTIMAL and problem.constants is not None:
-            self.constants = OptimalConstants(problem.constants, problem.train.references.kinds)
-        self.checks = Checks(problem)
-        self.history: list[dict[str, int | float]] = []
-        self.phase: Phase
-
-    def problem_now(self) -> Problem:
-        """The problem with the constants learned so far, where any are learned."""
-        return self.problem if self.constants is None else self.problem.with_constants(self.constants.now())
-
-    def run(self) -> bool:
-        """Train to the end; True if the user interrupted it."""
-        start, batches = time.monotonic(), self.problem.order()
-        others: list[Optimizer] = []
-        if self.constants is not None:
-            others.append(torch.optim.Adam(self.constants.parameters(), lr=CONSTANTS_LR))
-        try:
-            for phase in phases(self.problem, self.problem_now):
-                self.phase = phase
-                phase.begin(self.on_look)
-                gates = torch.optim.Adam(self.phase.learned.parameters(), betas=ADAM_BETAS, eps=ADAM_EPS)
-                for step in range(self.phase.steps):
-                    for group in gates.param_groups:
-                        group["lr"] = self.phase.learning_rate(step)
-                    done = len(self.history)
-                    measured = self._step(step, next(batches), [gates, *others])
-                    entry = {"step": done, "seconds": time.monotonic() - start, **_numbers(measured, done)}
-                    self.history.append(entry | self._check(done))
-                    self.on_step(self.history[-1])
-        except KeyboardInterrupt:
-            return True
-        return False
-
-    def _step(self, step: int, batch: PairBatch, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-        masks = self.phase.draw(step)
-        with quick_attention(self.problem.train.subject, batch.clean.shape[1]):
-            logits = self.problem.logits(masks, batch, None if self.constants is None else self.constants())
-            signals = self.problem.train.signals(logits, batch)
-        loss, margin = signals.kl, self.problem.config.hinge
-        if margin is not None:
-            loss = loss + hinge(logit_difference(logits, batch.targets), margin).mean()
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        objective, facts = self.phase.objective(step, loss, masks)
-        torch.autograd.backward(objective)
-        torch.nn.utils.clip_grad_norm_(self.phase.learned.parameters(), self.phase.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-        measured = Signals(*(signal.detach() for signal in signals))
-        return {"kl": measured.kl, "accuracy_drop": measured.accuracy_drop, **facts, **self.phase.after(step, measured)}
-
-    def _check(self, step: int) -> dict[str, float]:
-        """Now and then: how the circuit so far does on validation pairs."""
-        if not (self.phase.tries_circuits and self.checks.due(step)):
-            return {}
-        check = self.checks.run(self.problem_now(), step, self.phase.ranking())
-        self.phase.checked(check.signals)
-        return {"validation_kl": float(check.signals.kl), "size": check.circuit.size}
-
-
-def _numbers(measured: Mapping[str, Tensor], step: int) -> dict[str, int | float]:
-    """Plain numbers of a step: here the loop waits for the device (and in `FocusPhase`, whose hard cut needs its size).
-
-    Raises:
-        ModelError: the loss is not finite.
-    """
-    values = dict(zip(measured, torch.stack(list(measured.values())).tolist(), strict=True))
-    if not math.isfinite(values["kl"]):
-        raise ModelError(
-            f"step {step}: found a KL of {values['kl']}, expected a finite one; the model's logits overflow (try another dtype)"
-        )
-    return values

@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitsieve.data import PairBatch
-from circuitsieve.instrument import quick_attention
 from circuitsieve.masks import Masks
 from circuitsieve.nodes import chains
 from circuitsieve.objective import log_probs
 from circuitsieve.problem import Problem
+from circuitsieve.subject import quick_attention
 from circuitsieve.vocabulary import Granularity
 
 PAIRS = 384
@@ -80,8 +80,9 @@ def _gradients(
     each = {g: mask.detach()[:, None, None].repeat(1, len(batch), 1, 1).requires_grad_() for g, mask in masks.items()}
     candidates = batch.targets.candidates
     with quick_attention(problem.train.subject, batch.clean.shape[1]):
-        logits = problem.logits(each, batch)
-        full = log_probs(problem.train.references(batch).full, candidates).exp()
+        reference = problem.train.references(batch)
+        logits = problem.logits(each, batch, reference, last=True)
+        full = log_probs(reference.full, candidates).exp()
         tokens = torch.multinomial(full.cpu(), 1, generator=generator).to(logits.device)
         said = log_probs(logits, candidates).gather(1, tokens).sum()
         gradients = dict(zip(each, torch.autograd.grad(said, list(each.values())), strict=True))

@@ -38,7 +38,7 @@ class ReadingFlags:
 
     column: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
     """What a file or data set calls a column of a pair, as clean=THEIRS (others: corrupted, answers, wrong_answers,
-    candidates, id, template)."""
+    candidates, cutoff, id, template)."""
     chat: str | None = None
     """Ask in chat form: the user's turn. With {prompt} in it the answer begins the assistant's turn, else the assistant's
     turn begins with the prompt."""

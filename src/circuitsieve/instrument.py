@@ -4,100 +4,31 @@ Every hook lives inside one context manager and is removed when it ends, also by
 and never saw an activation is an error (`HookNotFired`), never a silent no-op.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
 
-from circuitsieve.architectures import Architecture, architecture_of
+from circuitsieve.architectures import Architecture
 from circuitsieve.errors import HookNotFired
-from circuitsieve.nodes import Activations, NodeSpace, SiteMasks, node_space
+from circuitsieve.lean import Lean, LeanSite, picked
+from circuitsieve.mixing import mix
+from circuitsieve.nodes import Activations, SiteMasks
+from circuitsieve.prefix import Prefix
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Site, SiteKind
 
 Edit = Callable[[Tensor], Tensor | None]
 """What to make of an activation; None leaves it as it is."""
 
 _WRITES = (SiteKind.ATTN_WRITE, SiteKind.MLP_WRITE)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model under study: the model, its row of the family table and its nodes."""
-
-    model: PreTrainedModel
-    architecture: Architecture
-    space: NodeSpace
-
-    @classmethod
-    def of(cls, model: nn.Module) -> "Subject":
-        """Study a model.
-
-        Raises:
-            UnsupportedModel: its family, quantisation or wrapper is not supported.
-        """
-        architecture = architecture_of(model)
-        assert isinstance(model, PreTrainedModel)  # architecture_of refuses everything else
-        return cls(model, architecture, node_space(model, architecture))
-
-    def in_dtype(self, dtype: torch.dtype) -> "Subject":
-        """A copy that computes in another dtype. Buffers, such as rotary frequencies, keep theirs, as in a checkpoint."""
-        weights = {
-            id(weight): nn.Parameter(weight.detach().to(dtype), requires_grad=False)
-            for weight in self.model.parameters()
-        }
-        return Subject.of(copy.deepcopy(self.model, weights))
-
-    def rows(self, role: str) -> Int[Tensor, "groups size"]:
-        """Which outputs of its module a projection has (`Architecture.rows`)."""
-        space = self.space
-        return self.architecture.rows(role, space.heads, space.kv_heads, space.head_dim, space.neurons)
-
-    @property
-    def device(self) -> torch.device:
-        """Where prompts go: the device of the input embeddings."""
-        return self.model.get_input_embeddings().get_parameter("weight").device
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without parameter gradients; everything is as before afterwards."""
-    training = {module: module.training for module in model.modules()}
-    requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    try:
-        model.eval()
-        model.requires_grad_(False)
-        yield
-    finally:
-        for module, was in training.items():
-            module.training = was
-        for parameter, wanted in requires_grad.items():
-            parameter.requires_grad_(wanted)
-
-
-SHORT = 64
-"""Tokens: of longer prompts, attention by plain matrix products would need too much memory."""
-
-
-@contextmanager
-def quick_attention(subject: Subject, tokens: int) -> Iterator[None]:
-    """Attention by plain matrix products where that is quicker: bfloat16 on a CPU, short prompts.
-
-    There the backward pass of PyTorch's fused attention takes a third of a whole training step (SmolLM2, 16 tokens).
-    """
-    if subject.model.dtype == torch.bfloat16 and subject.device.type == "cpu" and tokens <= SHORT:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    else:
-        yield
 
 
 @contextmanager
@@ -113,69 +44,147 @@ def _keep(recorded: Activations, site: Site, activation: Tensor) -> None:
 
 
 @contextmanager
-def masked(subject: Subject, site_masks: SiteMasks, baselines: Mapping[Site, Tensor]) -> Iterator[None]:
+def masked(
+    subject: Subject,
+    site_masks: SiteMasks,
+    baselines: Activations,
+    *,
+    checkpointed: int = 0,
+    consume: bool = False,
+    lean: Lean | None = None,
+) -> Iterator[None]:
     """Mix baselines into every forward pass: `lerp(baseline, activation, mask)` at each site that has a mask.
 
     Masks: [layers, n] or [layers, 1] per site kind, float32, 1 = keep; with [layers, batch, 1, n] each example has its own.
     Baselines: broadcast to [batch, tokens, n]. Rows of bool masks that are open throughout are left out. Values are exact
     at 0 and at 1, in any dtype.
+
+    Of the first `checkpointed` layers, only the input is kept for the backward pass, which runs them again, with the same
+    masks; it may come after the context has ended.
+
+    With `consume`, each baseline is taken out of the mapping as soon as it is mixed in: memory for what comes later. Then
+    there can be but one forward pass, and no layer can be run again.
+
+    With `lean`, the units that it takes for closed count as masked by 0, whatever their masks, and are not computed. All its
+    sites must have masks, and no layer can be run again.
     """
     edits: dict[Site, Edit] = {}
+    take = baselines.pop if consume else baselines.__getitem__
+    lean_sites = {} if lean is None else lean.sites
+    added: dict[Site, Tensor] = {}
     for kind, mask in site_masks.items():
         skip = mask.all(dim=1).tolist() if mask.dtype == torch.bool else [False] * len(mask)
         for layer, row in enumerate(mask.unbind(0)):
             if not skip[layer]:
                 site = Site(kind, layer)
-                edits[site] = partial(_mix, row, baselines[site])
-    with _edited(subject.architecture, edits):
+                edits[site] = partial(_mixed, row, take, site)
+                if site in lean_sites:
+                    edits[site] = partial(_mixed_lean, lean_sites[site], added, row, take, site)
+    behind: dict[Site, Edit] = {site: partial(_add, added, site) for site in lean_sites}
+    with ExitStack() as contexts:
+        for lean_site in lean_sites.values():
+            for narrowed in lean_site.narrowed:
+                contexts.enter_context(narrowed.in_force())
+        contexts.enter_context(_edited(subject.architecture, edits, checkpointed, behind))
         yield
 
 
-def _mix(mask: Tensor, baseline: Tensor, activation: Tensor) -> Tensor:
-    return torch.lerp(baseline.to(activation).expand_as(activation), activation, mask.to(activation))
+def _mixed(mask: Tensor, take: Callable[[Site], Tensor], site: Site, activation: Tensor) -> Tensor:
+    return mix(take(site), activation, mask)
 
 
-@dataclass(frozen=True)
+def _mixed_lean(
+    lean: LeanSite,
+    added: dict[Site, Tensor],
+    mask: Tensor,
+    take: Callable[[Site], Tensor],
+    site: Site,
+    activation: Tensor,
+) -> Tensor:
+    """The open units mixed; what the closed ones add behind the projection is noted."""
+    baseline = take(site)
+    added[site] = lean.of_closed(baseline)
+    if lean.among_computed.shape[0] != activation.shape[-1]:
+        activation = activation.index_select(-1, lean.among_computed)
+    return mix(picked(baseline, lean.open), activation, picked(mask, lean.open))
+
+
+def _add(added: dict[Site, Tensor], site: Site, output: Tensor) -> Tensor:
+    return output + added.pop(site)
+
+
 class _Hooks:
     """What to do at each site, and which sites have seen no activation yet."""
 
-    edits: Mapping[Site, Edit]
-    silent: set[Site]
-    shape: list[int] = field(default_factory=list)
-    """Batch and tokens of the forward pass under way."""
+    def __init__(self, architecture: Architecture, edits: Mapping[Site, Edit], behind: Mapping[Site, Edit]) -> None:
+        self.architecture, self.edits, self.behind, self.silent = architecture, edits, behind, set(edits)
+        self.shape: list[int] = []
+        """Batch and tokens of the forward pass under way."""
+        self.attached = False
+
+    @contextmanager
+    def attach(self, sites: Iterable[Site]) -> Iterator[None]:
+        """Edit the activations at some sites; within another such context, nothing is done twice."""
+        if self.attached:
+            yield
+            return
+        self.attached = True
+        with ExitStack() as handles:
+            handles.callback(setattr, self, "attached", False)
+            handle: RemovableHandle = self.architecture.blocks[0].register_forward_pre_hook(self.on_start)
+            handles.callback(handle.remove)
+            for site in self.behind:  # before what is written there is edited
+                handle = self.architecture.read_module(site).register_forward_hook(partial(self.on_projected, site))
+                handles.callback(handle.remove)
+            for site in sites:
+                if site.kind in _WRITES:
+                    handle = self.architecture.write_module(site).register_forward_hook(partial(self.on_write, site))
+                else:
+                    read = self.architecture.read_module(site)
+                    handle = read.register_forward_pre_hook(partial(self.on_read, site))
+                handles.callback(handle.remove)
+            yield
 
     def on_start(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         self.shape[:] = args[0].shape[:2]
 
     def on_read(self, site: Site, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        edited = self._edit(site, args[0])
+        self.silent.discard(site)
+        edited = self._apply(self.edits[site], args[0])
         return None if edited is None else (edited, *args[1:])
 
     def on_write(self, site: Site, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        return self._edit(site, output)
-
-    def _edit(self, site: Site, activation: Tensor) -> Tensor | None:
-        """Edits see [batch, tokens, n], also where a model works on [batch * tokens, n] (OPT's MLP)."""
         self.silent.discard(site)
+        return self._apply(self.edits[site], output)
+
+    def on_projected(self, site: Site, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        return self._apply(self.behind[site], output)
+
+    def _apply(self, edit: Edit, activation: Tensor) -> Tensor | None:
+        """Edits see [batch, tokens, n], also where a model works on [batch * tokens, n] (OPT's MLP)."""
         if activation.dim() > 2:
-            return self.edits[site](activation)
-        edited = self.edits[site](activation.view(*self.shape, -1))
+            return edit(activation)
+        edited = edit(activation.view(*self.shape, -1))
         return None if edited is None else edited.flatten(0, 1)
 
 
 @contextmanager
-def _edited(architecture: Architecture, edits: Mapping[Site, Edit]) -> Iterator[None]:
-    """Apply a function to the activation at each site; None leaves it as it is."""
-    hooks = _Hooks(edits, set(edits))
-    with ExitStack() as handles:
-        handle: RemovableHandle = architecture.blocks[0].register_forward_pre_hook(hooks.on_start)
-        handles.callback(handle.remove)
-        for site in edits:
-            if site.kind in _WRITES:
-                handle = architecture.write_module(site).register_forward_hook(partial(hooks.on_write, site))
-            else:
-                handle = architecture.read_module(site).register_forward_pre_hook(partial(hooks.on_read, site))
-            handles.callback(handle.remove)
+def _edited(
+    architecture: Architecture,
+    edits: Mapping[Site, Edit],
+    checkpointed: int = 0,
+    behind: Mapping[Site, Edit] = MappingProxyType({}),
+) -> Iterator[None]:
+    """Apply a function to the activation at each site, or to what the projection behind a read site makes of it.
+
+    None leaves an activation as it is.
+    """
+    hooks = _Hooks(architecture, edits, behind)
+    with ExitStack() as contexts:
+        contexts.enter_context(hooks.attach(edits))
+        for layer, block in enumerate(architecture.blocks[:checkpointed]):
+            inside = [site for site in edits if site.layer == layer and site.kind is not SiteKind.EMBED]
+            contexts.enter_context(_checkpointed(block, partial(hooks.attach, inside)))
         yield
     if hooks.silent:
         site = min(hooks.silent)
@@ -185,16 +194,46 @@ def _edited(architecture: Architecture, edits: Mapping[Site, Edit]) -> Iterator[
         )
 
 
+@contextmanager
+def _checkpointed(block: nn.Module, again: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Keep only the input of a block for the backward pass, which runs it once more, in the context `again`."""
+    own = block.__dict__.get("forward")
+    run = partial(
+        checkpoint,
+        block.forward,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), again()),
+    )
+    try:
+        block.__dict__["forward"] = run
+        yield
+    finally:
+        if own is None:
+            del block.__dict__["forward"]
+        else:
+            block.__dict__["forward"] = own
+
+
 def answer_logits(
-    subject: Subject, input_ids: Int[Tensor, "batch tokens"], positions: Int[Tensor, " batch"]
+    subject: Subject,
+    input_ids: Int[Tensor, "batch tokens"],
+    positions: Int[Tensor, " batch"],
+    prefix: Prefix | None = None,
 ) -> Float[Tensor, "batch vocab"]:
     """Logits at one position of each prompt, by the model's own head, without computing any others.
 
-    Prompts are padded on the right; a causal model needs no attention mask for that.
+    Prompts are padded on the right; a causal model needs no attention mask for that. Where the prefix of the prompts is given,
+    only the tokens after it are run.
     """
-    handle = subject.architecture.unembedding.register_forward_pre_hook(partial(_gather, positions))
+    start = 0 if prefix is None else prefix.tokens
+    handle = subject.architecture.unembedding.register_forward_pre_hook(partial(_gather, positions - start))
     try:
-        logits: Tensor = subject.model(input_ids=input_ids, use_cache=False).logits
+        logits: Tensor = subject.model(
+            input_ids=input_ids[:, start:],
+            past_key_values=None if prefix is None else prefix.cache(),
+            use_cache=prefix is not None,
+        ).logits
     finally:
         handle.remove()
     return logits[:, 0]

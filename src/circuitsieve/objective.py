@@ -21,6 +21,8 @@ class Targets(NamedTuple):
     answers: Int[Tensor, "batch answers"]
     wrong_answers: Int[Tensor, "batch wrong"]
     candidates: Int[Tensor, "batch candidates"] | None = None
+    cutoff: Int[Tensor, "batch 2"] | None = None
+    """The numbers just above and just below a border."""
 
 
 class PairMetrics(NamedTuple):
@@ -38,6 +40,8 @@ class PairMetrics(NamedTuple):
     """The most likely token is an answer."""
     exact_match: PerPair
     """The most likely token is the full model's."""
+    cutoff_sharpness: PerPair
+    """Probability of the number just above the border minus that of the one just below it; nan where there is no border."""
     metric: PerPair
     """What faithfulness is the ratio of (`metric`)."""
 
@@ -71,6 +75,15 @@ def probability_difference(logits: Logits, targets: Targets) -> PerPair:
     return probability(targets.answers) - probability(targets.wrong_answers)
 
 
+def cutoff_sharpness(logits: Logits, targets: Targets) -> PerPair:
+    """Probability of the number just above the border minus that of the one just below it (Hanna et al. 2023)."""
+    if targets.cutoff is None:
+        return logits.new_full(logits.shape[:1], torch.nan, dtype=torch.float32)
+    probability = _Probability(logits, targets.candidates)
+    above, below = (probability(ids[:, None]) for ids in targets.cutoff.unbind(1))
+    return (above - below).masked_fill(targets.cutoff[:, 0] < 0, torch.nan)
+
+
 def metric(logits: Logits, targets: Targets) -> PerPair:
     """What faithfulness is measured on: the logit difference, or the probability difference where pairs name candidates."""
     return (logit_difference if targets.candidates is None else probability_difference)(logits, targets)
@@ -91,6 +104,7 @@ def measure(full: Logits, circuit: Logits, targets: Targets) -> PairMetrics:
         prob_diff=probability_difference(circuit, targets),
         accuracy=(difference > 0).float(),
         argmax_accuracy=(winner[:, None] == targets.answers).any(-1).float(),
+        cutoff_sharpness=cutoff_sharpness(circuit, targets),
         exact_match=(winner == _argmax(full, targets.candidates)).float(),
         metric=metric(circuit, targets),
     )

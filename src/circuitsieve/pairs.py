@@ -24,6 +24,8 @@ class Pair:
     """Tokens over which probabilities and the KL are renormalised; empty means the whole vocabulary."""
     id: str = ""
     template: str = ""
+    cutoff: tuple[str, ...] = ()
+    """Where answers are numbers beyond a border: the one just above it and the one just below it."""
 
 
 @dataclass(frozen=True)

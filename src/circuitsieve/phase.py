@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from circuitsieve.circuit import Ranking
 from circuitsieve.control import Signals
+from circuitsieve.lean import Lean
 from circuitsieve.masks import Masks
 from circuitsieve.problem import Problem
 
@@ -59,6 +60,10 @@ class Phase(ABC):
     def objective(self, step: int, loss: Tensor, masks: Masks) -> tuple[Tensor, Facts]:  # noqa: ARG002 (for those that override it)
         """What is minimised, from the loss in behaviour, and what there is to tell about it."""
         return loss, {}
+
+    def lean(self, masks: Masks) -> Lean | None:  # noqa: ARG002 (for those that override it)
+        """What need not be computed under the masks of a step; None if all of it is to be."""
+        return None
 
     def checked(self, signals: Signals) -> None:  # noqa: B027 (not every phase is steered)
         """Take notice of a check on validation pairs."""

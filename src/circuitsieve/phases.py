@@ -15,12 +15,14 @@ from typing_extensions import override
 from circuitsieve.circuit import Ranking
 from circuitsieve.control import BudgetController, Signals
 from circuitsieve.gates import HardConcrete
+from circuitsieve.lean import Lean
 from circuitsieve.masks import Masks, Scores
+from circuitsieve.nodes import chains
 from circuitsieve.phase import Facts, Phase
 from circuitsieve.problem import Problem
 from circuitsieve.ranking import TEMPERATURE, RankingPhase
 from circuitsieve.selection import affordable_size
-from circuitsieve.vocabulary import Method, Sampling
+from circuitsieve.vocabulary import Granularity, Method, Sampling, SiteKind
 
 NOISE_FALLS = (0.3, 0.7)
 """The shares of a phase between which the sampling noise falls."""
@@ -28,6 +30,11 @@ RANKED_NOISE = 0.5
 """The sampling noise with which gates start that were ranked before: the order is known, only the border is open."""
 RANKED_REACH = 4.0
 """The largest log_alpha with which a ranked gate starts."""
+UNITS_OF = {Granularity.HEAD_DIM: SiteKind.ATTN_READ, Granularity.MLP_NEURON: SiteKind.MLP_READ}
+MARGIN = 1e-3
+"""Of log_alpha: how near to the lowest start is as low."""
+CLOSING_EVERY = 25
+"""Steps: so often units are closed for good."""
 RANKED_PRESSURE = 0.1
 """The pressure at which ranked gates start."""
 RANKED_LOAD = 1.0
@@ -128,6 +135,12 @@ class HardConcretePhase(Phase):
         self.control = self.controller.initial(problem.subject.device)
         self.ranked = ranked
         self.averages = {g: log_alpha.detach().clone() for g, log_alpha in self.gates.scores().items()}
+        self.left = {
+            leaf: torch.ones(problem.space.shape(leaf), dtype=torch.bool) for leaf in chains(problem.granularities)
+        }
+        """The units (and out dims) that are not closed for good."""
+        self._lean: Lean | None = None
+        self._close_for_good()
 
     @override
     def draw(self, step: int) -> Masks:
@@ -139,12 +152,19 @@ class HardConcretePhase(Phase):
         return loss + pressure * penalty, {"pressure": pressure, "penalty": penalty.detach()}
 
     @override
+    def lean(self, masks: Masks) -> Lean | None:
+        """Without the units that are closed for good."""
+        return self._lean
+
+    @override
     def after(self, step: int, signals: Signals) -> Facts:
         if self.gates.sampling is Sampling.HARD:
             self.gates.keep_reversible()
         if self.ranked is not None:
             for granularity, now in self.gates.scores().items():
                 self.averages[granularity].lerp_(now.detach(), 1 - AVERAGING)
+        if (step + 1) % CLOSING_EVERY == 0:
+            self._close_for_good()
         self.control = self.controller.step(step, signals, self.control)
         return {
             "smoothed_kl": self.control.signals.kl,
@@ -164,6 +184,18 @@ class HardConcretePhase(Phase):
             above_all = max(float(leaf.max()) for leaf in self.ranked.values()) + 1
             scores = {g: torch.where(lowest[g] > 0, lowest[g], leaf - above_all) for g, leaf in self.ranked.items()}
         return Ranking(self.problem.space, scores)
+
+    @torch.no_grad()
+    def _close_for_good(self) -> None:
+        """Leave out of all steps to come what the ranking, or the gates by now, have put as low as a gate may start."""
+        if self.ranked is None or self.config.shrinking == "off":
+            return
+        before = {leaf: units.sum() for leaf, units in self.left.items()}
+        for leaf, lowest in self.problem.space.lowest(self.averages).items():
+            self.left[leaf] &= lowest.cpu() > -RANKED_REACH + MARGIN
+        if self._lean is None or any(units.sum() < before[leaf] for leaf, units in self.left.items()):
+            units = {UNITS_OF[leaf]: units for leaf, units in self.left.items() if leaf in UNITS_OF}
+            self._lean = Lean(self.problem.train.subject, units)
 
     def noise_scale(self, step: int) -> float:
         """The share of the sampling noise at a step: falls linearly from the first to the final share, which then stays."""

@@ -12,17 +12,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitsieve import ablations
-from circuitsieve.ablations import References
 from circuitsieve.circuit import Circuit
-from circuitsieve.config import DiscoveryConfig
+from circuitsieve.config import DiscoveryConfig, bytes_of
 from circuitsieve.control import Budget, Signals
 from circuitsieve.data import PairBatch, Pairs, batches
 from circuitsieve.errors import DataError
-from circuitsieve.instrument import Subject, answer_logits, masked
+from circuitsieve.footprint import Footprint, divide, footprint_of
+from circuitsieve.instrument import answer_logits, masked
+from circuitsieve.lean import Lean
 from circuitsieve.masks import BoolMasks, Masks
 from circuitsieve.nodes import COMPOSITION, Activations, NodeSpace, SiteMasks
 from circuitsieve.objective import kl, log_probs, logit_difference, metric
+from circuitsieve.references import Reference, References
 from circuitsieve.screening import check_fit
+from circuitsieve.store import Store
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 
 SMALLEST_EFFECT = 1e-3
@@ -30,7 +34,7 @@ SMALLEST_EFFECT = 1e-3
 LARGE = 20_000_000
 """Parameters: a smaller model gains nothing from a lower precision."""
 VALIDATION_MEMORY = 0.1
-"""The share of the memory for references that validation pairs get."""
+"""The share of the memory that is for validation pairs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,22 +44,45 @@ class Bench:
     subject: Subject
     references: References
     batches: Sequence[PairBatch]
+    checkpointed: int = 0
+    """So many layers are run again in the backward pass."""
 
     def logits(
-        self, site_masks: SiteMasks, batch: PairBatch, baselines: Activations | None = None
+        self,
+        site_masks: SiteMasks,
+        batch: PairBatch,
+        reference: Reference,
+        constants: Activations | None = None,
+        *,
+        last: bool = False,
+        lean: Lean | None = None,
     ) -> Float[Tensor, "batch vocab"]:
-        """Answer logits of the clean prompts with the baselines mixed in: those of the batch's reference, or others."""
-        with masked(self.subject, site_masks, self.references(batch).baselines if baselines is None else baselines):
-            return answer_logits(self.subject, batch.clean, batch.positions)
+        """Answer logits of the clean prompts with baselines mixed in.
 
-    def signals(self, logits: Float[Tensor, "batch vocab"], batch: PairBatch) -> Signals:
+        Args:
+            site_masks: by site kind.
+            batch: the pairs.
+            reference: of the batch.
+            constants: other baselines than those of the reference.
+            last: the reference will not be used again, so that its baselines may go on the way.
+            lean: what need not be computed; all is, where layers are run again.
+        """
+        lean = None if self.checkpointed else lean
+        baselines = reference.baselines if constants is None else constants
+        consume = last and not reference.lasting and not self.checkpointed
+        with masked(self.subject, site_masks, baselines, checkpointed=self.checkpointed, consume=consume, lean=lean):
+            return answer_logits(self.subject, batch.clean, batch.positions, reference.prefix)
+
+    def signals(self, logits: Float[Tensor, "batch vocab"], batch: PairBatch, reference: Reference) -> Signals:
         """What the budget looks at, from one batch of answer logits.
 
         While constants are learned (`--ablation optimal`), the empty circuit of the training pairs is the one with the means
         that they start at; the controller corrects what that changes by the checks on validation pairs.
         """
-        reference = self.references(batch)
-        circuit, full, empty = (metric(values, batch.targets) for values in (logits, reference.full, reference.empty))
+        circuit, full, empty = (
+            *(metric(values, batch.targets) for values in (logits, reference.full)),
+            reference.empty.metric,
+        )
         candidates = batch.targets.candidates
         right, expected = (logit_difference(values, batch.targets) > 0 for values in (logits, reference.full))
         return Signals(
@@ -71,7 +98,8 @@ class Bench:
         weighted: list[Tensor] = []
         pairs = 0
         for batch in self.batches if batches is None else batches:
-            signals = self.signals(self.logits(circuit.site_masks(), batch), batch)
+            reference = self.references(batch)
+            signals = self.signals(self.logits(circuit.site_masks(), batch, reference), batch, reference)
             weighted.append(torch.stack(signals) * len(batch))
             pairs += len(batch)
         return Signals(*(torch.stack(weighted).sum(0) / pairs).unbind())
@@ -88,6 +116,8 @@ class Problem:
     """Its model may be a copy of lower precision."""
     validation: Bench
     constants: Activations | None
+    footprint: Footprint
+    """Of a training step."""
 
     @classmethod
     def of(cls, subject: Subject, pairs: Pairs, config: DiscoveryConfig) -> "Problem":
@@ -109,23 +139,23 @@ class Problem:
         )
         constants = ablations.constants(subject, train, ablation)
 
-        def bench(on: Subject, split: list[PairBatch], share: float) -> Bench:
-            references = References(
-                on,
-                ablation,
-                constants=constants,
-                kinds=_kinds(subject.space, config),
-                memory_bytes=int(share * config.memory_gb * 2**30),
-            )
-            return Bench(on, references, split)
+        def references(on: Subject) -> References:
+            return References(on, ablation, constants=constants, kinds=_kinds(subject.space, config))
 
         learner = subject if (dtype := training_dtype(subject, config)) is None else subject.in_dtype(dtype)
+        learning, judging = references(learner), references(subject)
+        footprint = footprint_of(learning, train, _soft_masks(subject, config))
+        memory, disk = (bytes_of(name, getattr(config, name)) for name in ("memory", "disk"))
+        division = divide(footprint, int((1 - VALIDATION_MEMORY) * memory), config.checkpointing)
+        learning.store = Store(division.kept, int((1 - VALIDATION_MEMORY) * disk))
+        judging.store = Store(int(VALIDATION_MEMORY * memory), int(VALIDATION_MEMORY * disk))
         problem = cls(
             subject,
             config,
-            bench(learner, train, 1 - VALIDATION_MEMORY),
-            bench(subject, validation, VALIDATION_MEMORY),
+            Bench(learner, learning, train, division.checkpointed),
+            Bench(subject, judging, validation),
             constants,
+            footprint,
         )
         if config.min_faithfulness is not None:
             problem._require_effect()
@@ -178,10 +208,18 @@ class Problem:
             yield queue.pop()
 
     def logits(
-        self, masks: Masks, batch: PairBatch, baselines: Activations | None = None
+        self,
+        masks: Masks,
+        batch: PairBatch,
+        reference: Reference,
+        constants: Activations | None = None,
+        *,
+        last: bool = False,
+        lean: Lean | None = None,
     ) -> Float[Tensor, "batch vocab"]:
-        """Answer logits of clean training prompts under masks of the searched granularities."""
-        return self.train.logits(self.space.fold(self.space.compose(masks), self.ablation), batch, baselines)
+        """Answer logits of clean training prompts under masks of the searched granularities; see `Bench.logits`."""
+        site_masks = self.space.fold(self.space.compose(masks), self.ablation)
+        return self.train.logits(site_masks, batch, reference, constants, last=last, lean=lean)
 
     def with_constants(self, constants: Activations | None) -> "Problem":
         """The same problem with other constants, for validation and for the circuits to come."""
@@ -223,6 +261,16 @@ def computes_in_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _soft_masks(subject: Subject, config: DiscoveryConfig) -> SiteMasks:
+    """Masks of a step, differentiable."""
+    space = subject.space
+    halves = {
+        g: torch.full(space.shape(g), 0.5, device=subject.device, requires_grad=True)
+        for g in map(Granularity, config.granularities)
+    }
+    return space.fold(space.compose(halves), Ablation(config.ablation))
 
 
 def _kinds(space: NodeSpace, config: DiscoveryConfig) -> tuple[SiteKind, ...]:

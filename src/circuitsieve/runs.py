@@ -246,7 +246,7 @@ def _key(site: Site) -> str:
 
 
 def _pair(row: Mapping[str, Any]) -> Pair:
-    lists = {key: tuple(row[key]) for key in ("answers", "wrong_answers", "candidates")}
+    lists = {key: tuple(row[key]) for key in ("answers", "wrong_answers", "candidates", "cutoff")}
     return Pair(**{**row, **lists})
 
 

@@ -9,9 +9,10 @@ from torch import nn
 
 from circuitsieve.data import Dropped, Example, Pairs, collate
 from circuitsieve.errors import DataError
-from circuitsieve.instrument import Subject, answer_logits, frozen
+from circuitsieve.instrument import answer_logits
 from circuitsieve.objective import logit_difference
 from circuitsieve.pairs import SPLITS
+from circuitsieve.subject import Subject, frozen
 
 BATCH_SIZE = 16
 SCREENED_PAIRS = 64
@@ -59,7 +60,8 @@ def check_fit(model: nn.Module, examples: Iterable[Example]) -> None:
                 f"pair {textwrap.shorten(example.pair.clean, 60)!r}: found a prompt of {len(example.clean)} tokens, expected "
                 f"at most {context}, the model's context"
             )
-        last = max(*example.clean, *example.corrupted, *example.answers, *example.wrong_answers, *example.candidates)
+        said = (*example.answers, *example.wrong_answers, *example.candidates, *example.cutoff)
+        last = max(*example.clean, *example.corrupted, *said)
         if last >= vocabulary:
             raise DataError(
                 f"tokenizer: found the token id {last}, expected ids below {vocabulary}, the model's vocabulary; use the "

@@ -13,8 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitsieve.architectures import Projection, is_input_major
-from circuitsieve.instrument import Subject, answer_logits, frozen, masked, record
+from circuitsieve.instrument import answer_logits, masked, record
 from circuitsieve.nodes import Node
+from circuitsieve.subject import Subject, frozen
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 
 PROMPTS, TOKENS, PADDING = 3, 12, 4

@@ -13,10 +13,11 @@ from circuitsieve.jsontext import json_object
 from circuitsieve.pairs import SPLITS, Pair
 
 TEXTS = ("clean", "corrupted")
-LISTS = ("answers", "wrong_answers", "candidates")
+LISTS = ("answers", "wrong_answers", "candidates", "cutoff")
 LABELS = ("id", "template")
 COLUMNS = TEXTS + LISTS + LABELS
-NEEDED = TEXTS + LISTS[:2]
+_NEEDED_LISTS = ("answers", "wrong_answers")
+NEEDED = TEXTS + _NEEDED_LISTS
 SEPARATOR = "|"
 """Between several answers in one cell of a CSV file."""
 
@@ -117,9 +118,13 @@ def _listed(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
 
 def _pair(row: Mapping[str, Any], where: str) -> Pair:
     clean, corrupted = (_text(row, key, where) for key in TEXTS)
-    answers, wrong_answers, candidates = (_texts(row, key, where) for key in LISTS)
+    answers, wrong_answers, candidates, cutoff = (_texts(row, key, where) for key in LISTS)
+    if len(cutoff) not in (0, 2):
+        raise DataError(
+            f"{where}: cutoff: found {len(cutoff)} texts, expected two, just above and just below the border"
+        )
     identity, template = (_label(row, key, where) for key in LABELS)
-    return Pair(clean, corrupted, answers, wrong_answers, candidates, identity, template)
+    return Pair(clean, corrupted, answers, wrong_answers, candidates, identity, template, cutoff)
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:
@@ -142,10 +147,10 @@ def _is_text(value: object) -> bool:
 
 
 def _texts(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    value = row.get(key, [] if key == "candidates" else None)
+    value = row.get(key, None if key in _NEEDED_LISTS else [])
     if not isinstance(value, list) or not all(map(_is_text, value)):
         raise DataError(f"{where}: {key}: found {value!r}, expected a list of texts")
-    if not value and key != "candidates":
+    if not value and key in _NEEDED_LISTS:
         raise DataError(f"{where}: {key}: found an empty list, expected at least one text")
     return tuple(value)
 

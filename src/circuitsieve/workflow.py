@@ -7,7 +7,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +20,7 @@ from circuitsieve.evaluation import Card, evaluate
 from circuitsieve.loaders import TaskOptions, load_task
 from circuitsieve.models import BUNDLED, LoadedModel, load_model
 from circuitsieve.pairs import SPLITS, TextSplits
+from circuitsieve.plan import Plan, predict
 from circuitsieve.provenance import fingerprint, hash_of
 from circuitsieve.runs import PairRecord, RunFolder
 from circuitsieve.screening import check_fit, keep_correct, screen
@@ -103,6 +104,20 @@ def run(job: Job, reporter: Reporter) -> Finished:
     return Finished(folder, discovery, card)
 
 
+def plan(job: Job, reporter: Reporter) -> Plan:
+    """Predict what a job will cost, by a few passes; nothing is written.
+
+    Raises:
+        CircuitsieveError: whatever is wrong with the model or the data.
+    """
+    start = time.monotonic()
+    loaded = load_model(job.model, dtype=job.dtype, device=job.device, revision=job.revision)
+    pairs = _pairs(job, loaded, reporter)
+    loading = time.monotonic() - start
+    found = predict(loaded.model, pairs, job.config, _resident)
+    return replace(found, seconds={"loading model and pairs": loading, **found.seconds})
+
+
 def _pairs(job: Job, loaded: LoadedModel, reporter: Reporter) -> Pairs:
     pairs = load_task(job.task, loaded.tokenizer, job.data)
     for split in SPLITS:
@@ -123,6 +138,14 @@ def _pairs(job: Job, loaded: LoadedModel, reporter: Reporter) -> Pairs:
             "does this task, so a circuit for it will mean little"
         )
     return pairs
+
+
+def _resident() -> int:
+    """The resident size of this process now, bytes (where the system does not say it: the largest so far)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return _peak_memory()
 
 
 def _peak_memory() -> int:

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from circuitsieve.ablations import References, with_counterfactuals
+from circuitsieve.ablations import with_counterfactuals
 from circuitsieve.circuit import Circuit
 from circuitsieve.data import Example, PairBatch, batches
 from circuitsieve.errors import ModelError
 from circuitsieve.evaluation.controls import matched_random
 from circuitsieve.evaluation.metrics import Summary, run_anchors, run_circuit, summarise
-from circuitsieve.instrument import Subject, frozen
+from circuitsieve.references import References
 from circuitsieve.screening import check_fit
+from circuitsieve.store import Store
+from circuitsieve.subject import Subject, frozen
 from circuitsieve.vocabulary import Granularity, SiteKind
 
 Progress = Callable[[str, int, int], None]
@@ -90,9 +92,8 @@ def evaluate(
     report = progress or (lambda *_: None)
     total = 3 + bool(validation) + config.random_circuits
     with frozen(model):
-        references = References(
-            subject, circuit.ablation, constants=circuit.constants, memory_bytes=int(config.memory_gb * 2**30)
-        )
+        store = Store(int(config.memory_gb * 2**30))
+        references = References(subject, circuit.ablation, constants=circuit.constants, store=store)
         bench = _bench(references, test, config)
         report("full and empty", 0, total)
         anchors = run_anchors(references, bench)

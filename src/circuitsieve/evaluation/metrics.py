@@ -12,15 +12,17 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from circuitsieve.ablations import References
 from circuitsieve.circuit import Circuit
 from circuitsieve.data import PairBatch
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.objective import PairMetrics, measure
+from circuitsieve.references import Reference, References
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 MEANS = ("kl", "accuracy", "argmax_accuracy", "prob_diff", "logit_diff", "exact_match")
+WHERE_NAMED = ("cutoff_sharpness",)
+"""Further means, where all pairs have what they need."""
 
 Values = NDArray[np.float64]
 
@@ -62,7 +64,7 @@ def run_circuit(circuit: Circuit, references: References, batches: Sequence[Pair
     def one(batch: PairBatch) -> PairMetrics:
         reference = references(batch)
         with torch.no_grad(), masked(references.subject, circuit.site_masks(), reference.baselines):
-            logits = answer_logits(references.subject, batch.clean, batch.positions)
+            logits = answer_logits(references.subject, batch.clean, batch.positions, reference.prefix)
         return measure(reference.full, logits, batch.targets)
 
     return Outcome.join(one(batch) for batch in batches)
@@ -70,11 +72,12 @@ def run_circuit(circuit: Circuit, references: References, batches: Sequence[Pair
 
 def run_anchors(references: References, batches: Sequence[PairBatch]) -> Anchors:
     """The untouched model, and everything ablated, on every pair."""
-    both = [(references(batch), batch) for batch in batches]
-    return Anchors(
-        full=Outcome.join(measure(r.full, r.full, batch.targets) for r, batch in both),
-        empty=Outcome.join(measure(r.full, r.empty, batch.targets) for r, batch in both),
-    )
+    full, empty = zip(*(_anchors(references(batch), batch) for batch in batches), strict=True)
+    return Anchors(full=Outcome.join(full), empty=Outcome.join(empty))
+
+
+def _anchors(reference: Reference, batch: PairBatch) -> tuple[PairMetrics, PairMetrics]:
+    return measure(reference.full, reference.full, batch.targets), reference.empty
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,11 @@ class Summary:
 
 def summarise(outcome: Outcome, anchors: Anchors, seed: int = 0) -> Summary:
     """Means, the 95th percentile of the KL and faithfulness, each with its interval."""
-    values: dict[str, int | float | None] = {name: outcome.mean(name) for name in MEANS}
+    means = [*MEANS, *(name for name in WHERE_NAMED if np.isfinite(outcome.values[name]).all())]
+    values: dict[str, int | float | None] = {name: outcome.mean(name) for name in means}
     values["kl_p95"] = float(np.percentile(outcome.values["kl"], 95))
     values["n"] = len(outcome)
-    intervals = {name: interval([outcome.values[name]], _mean, seed) for name in MEANS}
+    intervals = {name: interval([outcome.values[name]], _mean, seed) for name in means}
     intervals["kl_p95"] = interval([outcome.values["kl"]], _p95, seed)
     values["faithfulness"], intervals["faithfulness"], reason = _faithfulness(outcome, anchors, seed)
     reasons = {"faithfulness": reason} if reason else {}

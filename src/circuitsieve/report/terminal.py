@@ -10,6 +10,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from circuitsieve.datacheck import CheckedPair, DataReport
+    from circuitsieve.plan import Plan
     from circuitsieve.selfcheck import CheckResult
 
 _CONTROLS = {"full": "full", "empty": "empty", "complement": "complement", "random": "random"}
@@ -21,8 +22,34 @@ _METRICS = {
     "exact_match": ("exact match", 3),
     "logit_diff": ("logit difference", 2),
     "prob_diff": ("prob difference", 3),
+    "cutoff_sharpness": ("cutoff sharpness", 3),
     "faithfulness": ("faithfulness", 3),
 }
+
+
+def plan_table(plan: "Plan") -> RenderableType:
+    """Predicted time and memory, by what takes them."""
+    table = Table(title="What it will cost", box=box.SIMPLE_HEAD, title_justify="left", show_footer=True)
+    totals = plan.to_dict()
+    table.add_column("", "in all, about")
+    table.add_column("time", _duration(totals["total_seconds"]), justify="right")
+    table.add_column("memory", _gigabytes(totals["peak_memory_bytes"]), justify="right")
+    for part, seconds in plan.seconds.items():
+        table.add_row(part, _duration(seconds), "")
+    for part, size in plan.memory.items():
+        table.add_row(part, "", _gigabytes(size))
+    notes = [f"{plan.kept:.0%} of the corrupted activations are kept between steps"]
+    if plan.checkpointed:
+        notes.append(f"{plan.checkpointed} layers are run again in the backward pass")
+    return Group(table, "; ".join(notes))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 100 else f"{seconds:.1f} s"
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 2**30:.2f} GB"
 
 
 def data_view(report: "DataReport", shown: int) -> RenderableType:
@@ -93,6 +120,8 @@ def card_table(card: Mapping[str, Any]) -> Table:
     for heading in ("circuit", "95 % interval", *controls):
         table.add_column(heading, justify="right", no_wrap=True)
     for metric, (label, digits) in _METRICS.items():
+        if metric not in card["test"]:
+            continue
         found, interval = card["test"][metric], card["intervals"]["test"].get(metric)
         others = [_number(card[section].get(metric), digits) for section in controls.values()]
         table.add_row(label, _number(found, digits), _interval(interval, digits), *others)

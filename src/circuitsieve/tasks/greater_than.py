@@ -54,6 +54,11 @@ class Cut:
         last_smaller = own if self.before + self.size == len(digits) else own - 1
         return larger, [self._spelled(value) for value in range(last_smaller + 1)]
 
+    def cutoff(self, year: int) -> tuple[str, str]:
+        """The pieces just above and just below that of a year."""
+        own = int(f"{year:04d}"[self.before : self.before + self.size])
+        return self._spelled(own + 1), self._spelled(own - 1)
+
     def earliest(self, year: int) -> str:
         """The year with the same beginning that any end follows."""
         digits = f"{year:04d}"
@@ -103,7 +108,8 @@ def build(request: TaskRequest) -> TextSplits:
                 for begin in (start, cut.earliest(start))
             )
             name = f"years-{TEMPLATES.index(template) + 1}"
-            return Pair(clean, corrupted, tuple(larger), tuple(smaller), candidates, template=name)
+            answers, wrong_answers, cutoff = tuple(larger), tuple(smaller), cut.cutoff(start)
+            return Pair(clean, corrupted, answers, wrong_answers, candidates, template=name, cutoff=cutoff)
 
         return making.spread(
             f"greater_than-{split}",

@@ -1,0 +1,123 @@
+"""How much memory a training step takes, and how the memory that the user allows is divided.
+
+What a step keeps for its backward pass is counted on one pair, not assumed: it depends on the family, on the attention kernel
+and on the masks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from circuitsieve.data import PairBatch
+from circuitsieve.instrument import answer_logits, masked
+from circuitsieve.nodes import SiteMasks
+from circuitsieve.objective import kl, log_probs
+from circuitsieve.references import Reference, References
+from circuitsieve.subject import Subject, quick_attention
+from circuitsieve.vocabulary import Granularity
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes, of the largest batch."""
+
+    layers: int
+    layer: int
+    """What a layer keeps for its backward pass."""
+    layer_input: int
+    """What it keeps when it is run again instead."""
+    rest: int
+    """What the step keeps beside the layers: above all, logits."""
+    baselines: int
+    """The corrupted activations of one batch."""
+    said: int
+    """What the full model says about all training pairs."""
+
+    def step(self, checkpointed: int) -> int:
+        """The peak of a step above what is there between steps, with so many layers run again in the backward pass."""
+        kept = (self.layers - checkpointed) * self.layer + checkpointed * self.layer_input
+        under_way = self.layer if checkpointed == 0 else 2 * self.layer
+        return kept + under_way + self.rest + self.baselines
+
+
+@dataclass(frozen=True)
+class Division:
+    """What the allowed memory is used for."""
+
+    checkpointed: int
+    """So many layers are run again in the backward pass."""
+    kept: int
+    """Bytes for corrupted activations between steps."""
+
+
+def divide(footprint: Footprint, allowed: int, checkpointing: str = "auto") -> Division:
+    """As few layers run again as fit; what is then left keeps corrupted activations.
+
+    Args:
+        footprint: of a step.
+        allowed: bytes above the weights. Where even the least does not fit, the least is taken.
+        checkpointing: auto, or none or all of the layers, whatever fits.
+    """
+    left = allowed - footprint.said
+    counts = {"none": [0], "all": [footprint.layers]}.get(checkpointing, range(footprint.layers + 1))
+    checkpointed = next((n for n in counts if footprint.step(n) <= left), counts[-1])
+    return Division(checkpointed, max(0, left - footprint.step(checkpointed)))
+
+
+def footprint_of(references: References, batches: Sequence[PairBatch], site_masks: SiteMasks) -> Footprint:
+    """Count what steps keep, on the first pair of the batch with the most tokens.
+
+    Args:
+        references: of the training pairs; nothing is added to what they keep.
+        batches: all training batches.
+        site_masks: those of a step, differentiable.
+    """
+    subject = references.subject
+    largest = max(batches, key=lambda batch: batch.clean.numel())
+    pair = _first_pair(largest)
+    reference = references.keeping_nothing()(pair)
+    kept = [_kept(subject, pair, reference, site_masks, n) for n in (0, subject.space.layers)]
+    _, width = subject.space.shape(Granularity.ATTN_OUT_DIM)
+    tokens = pair.clean.shape[1] - (reference.prefix.tokens if reference.prefix else 0)
+    baselines = sum(tensor.nbytes for tensor in reference.baselines.values()) if references.ablation.is_run else 0
+    pairs = len(largest)
+    return Footprint(
+        layers=subject.space.layers,
+        layer=pairs * (kept[0] - kept[1]) // subject.space.layers,
+        layer_input=pairs * tokens * width * subject.model.dtype.itemsize,
+        rest=pairs * kept[1],
+        baselines=pairs * baselines,
+        said=sum(map(len, batches)) * reference.full.nbytes,
+    )
+
+
+def _first_pair(batch: PairBatch) -> PairBatch:
+    candidates = batch.targets.candidates
+    first = None if candidates is None else candidates[:1]
+    targets = batch.targets._replace(candidates=first, cutoff=None)
+    targets = targets._replace(answers=targets.answers[:1], wrong_answers=targets.wrong_answers[:1])
+    positions = batch.positions[:1].clamp_max(batch.clean.shape[1] - 1)
+    return replace(batch, clean=batch.clean[:1], corrupted=batch.corrupted[:1], positions=positions, targets=targets)
+
+
+def _kept(subject: Subject, pair: PairBatch, reference: Reference, site_masks: SiteMasks, checkpointed: int) -> int:
+    """Bytes that autograd keeps of a forward pass and its loss, each storage once, without what is there anyway."""
+    there = {tensor.untyped_storage().data_ptr() for tensor in (*subject.model.parameters(), *subject.model.buffers())}
+    there |= {tensor.untyped_storage().data_ptr() for tensor in (*reference.baselines.values(), *site_masks.values())}
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in there:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    context = masked(subject, site_masks, reference.baselines, checkpointed=checkpointed)
+    with quick_attention(subject, pair.clean.shape[1]), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        with context:
+            logits = answer_logits(subject, pair.clean, pair.positions, reference.prefix)
+        loss = kl(log_probs(reference.full), log_probs(logits)).mean()
+    assert loss.requires_grad  # until here, all that was noted is alive
+    return sum(sizes.values())

@@ -1,0 +1,165 @@
+"""Passes that leave out what is closed: smaller matrices inside the model's own modules.
+
+With W the weight of the projection that reads a site, b the baseline, m the masks and "open" the units that are left,
+
+    W mixed + bias = W_open lerp(b_open, x_open, m_open) + W_closed b_closed + bias,
+
+so that x_closed need not be computed: the rows that would compute it are left out. An MLP shrinks neuron by neuron; attention
+loses whole key/value groups (a group goes when all its query heads are closed), and columns of its output projection
+head dim by head dim. Modules are not replaced: while a pass lasts, their weights are.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from circuitsieve.architectures import has_bias, is_input_major
+from circuitsieve.subject import Subject
+from circuitsieve.vocabulary import Site, SiteKind
+
+Open = Mapping[SiteKind, Bool[Tensor, "layers _"]]
+"""By read site: the units that are left."""
+READS = (SiteKind.ATTN_READ, SiteKind.MLP_READ)
+WORTH = 0.9
+"""A site of which more is open is left whole."""
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """A module with fewer inputs or outputs: what its attributes are meanwhile."""
+
+    module: nn.Module
+    attributes: dict[str, Any]
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Replace the attributes. Parameters are shadowed: they stay registered, untouched."""
+        own = vars(self.module)
+        before = {name: own[name] for name in self.attributes if name in own}
+        own.update(self.attributes)
+        try:
+            yield
+        finally:
+            for name in self.attributes:
+                del own[name]
+            own.update(before)
+
+
+@dataclass(frozen=True)
+class LeanSite:
+    """A read site of which only some units are computed."""
+
+    open: Int[Tensor, " open"]
+    closed: Int[Tensor, " closed"]
+    among_computed: Int[Tensor, " open"]
+    """Where the open units stand among those that are computed: closed heads of a group that is open are computed too."""
+    weight_closed: Float[Tensor, "width closed"]
+    narrowed: tuple[Narrowed, ...]
+
+    def of_closed(self, baseline: Float[Tensor, "*shape _"]) -> Float[Tensor, "*shape width"]:
+        """What the closed units add to the projection's output."""
+        closed = picked(baseline, self.closed).to(self.weight_closed)
+        return nn.functional.linear(closed.expand(*closed.shape[:-1], len(self.closed)), self.weight_closed)
+
+
+class Lean:
+    """The narrowed sites of a model, for as long as the same units are closed."""
+
+    def __init__(self, subject: Subject, open_units: Open) -> None:
+        """Cut the matrices.
+
+        Args:
+            subject: the model.
+            open_units: the units that are left at each read site; sites that are missing stay whole.
+        """
+        self.sites: dict[Site, LeanSite] = {}
+        for kind, layers in open_units.items():
+            worth = (layers.float().mean(dim=1) <= WORTH).tolist()
+            for layer, units in enumerate(layers.unbind(0)):
+                if worth[layer]:
+                    site = Site(kind, layer)
+                    narrow = _attention if kind is SiteKind.ATTN_READ else _mlp
+                    self.sites[site] = narrow(subject, site, units.cpu())
+
+
+def picked(values: Tensor, units: Int[Tensor, " n"]) -> Tensor:
+    """Some units of an activation, a baseline or a mask; one column stands for all."""
+    return values if values.shape[-1] == 1 else values.index_select(-1, units.to(values.device))
+
+
+def _mlp(subject: Subject, site: Site, units: Bool[Tensor, " n"]) -> LeanSite:
+    roles = ("gate", "up") if len(subject.architecture.family.mlp_in) == 2 else ("mlp_in",)
+    inputs = _inputs(subject, site.layer, {role: subject.rows(role).flatten()[units] for role in roles})
+    return _lean_site(subject, site, units, units, inputs)
+
+
+def _attention(subject: Subject, site: Site, units: Bool[Tensor, " n"]) -> LeanSite:
+    space, counted = subject.space, subject.architecture.family.head_count
+    groups = units.view(space.kv_heads, -1).any(dim=1)
+    if counted is None or not groups.any() or groups.all():
+        return _lean_site(subject, site, units, torch.ones_like(units), ())
+    heads = groups.repeat_interleave(space.heads // space.kv_heads)
+    rows = {role: subject.rows(role)[heads if role == "q" else groups].flatten() for role in ("q", "k", "v")}
+    inputs = _inputs(subject, site.layer, rows)
+    if counted.path:
+        owner, _, name = counted.path.rpartition(".")
+        number = int(heads.sum()) * (space.head_dim if counted.in_dims else 1)
+        inputs = (*inputs, Narrowed(subject.architecture.blocks[site.layer].get_submodule(owner), {name: number}))
+    return _lean_site(subject, site, units, heads.repeat_interleave(space.head_dim), inputs)
+
+
+def _lean_site(
+    subject: Subject,
+    site: Site,
+    units: Bool[Tensor, " n"],
+    computed: Bool[Tensor, " n"],
+    inputs: tuple[Narrowed, ...],
+) -> LeanSite:
+    """A site whose projection reads the open units alone.
+
+    Args:
+        subject: the model.
+        site: a read site.
+        units: the open ones.
+        computed: those that its inputs still compute.
+        inputs: the narrowed modules that compute them.
+    """
+    module = subject.architecture.read_module(site)
+    weight = module.get_parameter("weight").detach()
+    dim = 0 if is_input_major(module) else 1
+    opened, closed = units.nonzero().flatten(), (~units).nonzero().flatten()
+    device = weight.device
+    of_closed = weight.index_select(dim, closed.to(device))
+    reading = Narrowed(module, {"weight": weight.index_select(dim, opened.to(device))})
+    return LeanSite(
+        open=opened.to(device),
+        closed=closed.to(device),
+        among_computed=units[computed].nonzero().flatten().to(device),
+        weight_closed=of_closed.t() if is_input_major(module) else of_closed,
+        narrowed=(*inputs, reading),
+    )
+
+
+def _inputs(subject: Subject, layer: int, rows: Mapping[str, Int[Tensor, " rows"]]) -> tuple[Narrowed, ...]:
+    """The modules of some projections with only some of their outputs; fused ones in one piece."""
+    by_module: dict[nn.Module, list[Tensor]] = {}
+    for role, own in rows.items():
+        projection = subject.architecture.family.projection(role)
+        by_module.setdefault(subject.architecture.projection(layer, projection), []).append(own)
+    return tuple(_with_outputs(module, torch.cat(parts).sort().values) for module, parts in by_module.items())
+
+
+def _with_outputs(module: nn.Module, outputs: Int[Tensor, " outputs"]) -> Narrowed:
+    weight = module.get_parameter("weight").detach()
+    outputs, input_major = outputs.to(weight.device), is_input_major(module)
+    attributes: dict[str, Any] = {"weight": weight.index_select(1 if input_major else 0, outputs)}
+    if has_bias(module):
+        attributes["bias"] = module.get_parameter("bias").detach().index_select(0, outputs)
+    if input_major:
+        attributes["nf"] = len(outputs)  # what Conv1D takes for the number of its outputs
+    return Narrowed(module, attributes)

@@ -1,0 +1,181 @@
+"""What a discovery will cost: peak memory and time, predicted from a few passes before anything is spent.
+
+Time: a step, a reference and a validation pass are made and timed on a batch of middling length. How often each comes is known,
+but for the search of the final cut, which is taken to be as long as searches are. Memory: what is there now, what a step takes
+(`footprint`), and what is kept between steps.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from circuitsieve.config import DiscoveryConfig
+from circuitsieve.data import PairBatch, Pairs, batches
+from circuitsieve.effects import enough_batches
+from circuitsieve.evaluation import EvaluationConfig
+from circuitsieve.phases import phases
+from circuitsieve.problem import Problem
+from circuitsieve.selection import Checks, check_batches
+from circuitsieve.subject import Subject, frozen
+from circuitsieve.training import Training
+
+ROUNDS = 3
+"""Passes that are timed, after one that is not."""
+TRIES = 7
+"""Sizes that the search for a border tries, as a rule."""
+RANKINGS = 2
+"""Rankings that the final cut searches, at most."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The prediction."""
+
+    seconds: Mapping[str, float]
+    """By what they are spent on."""
+    memory: Mapping[str, int]
+    """Bytes, by what takes them, all at the same time."""
+    kept: float
+    """The share of the corrupted activations of training pairs that is kept between steps, in memory or in a file."""
+    checkpointed: int
+    """So many layers are run again in the backward pass."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fit for JSON, with the sums."""
+        return {
+            "total_seconds": sum(self.seconds.values()),
+            "peak_memory_bytes": sum(self.memory.values()),
+            **asdict(self),
+        }
+
+
+def predict(
+    model: nn.Module,
+    pairs: Pairs,
+    config: DiscoveryConfig,
+    resident: Callable[[], int],
+    card: EvaluationConfig = EvaluationConfig(),  # noqa: B008 (frozen)
+) -> Plan:
+    """Predict what `discover` and the card will cost on this machine.
+
+    Args:
+        model: the model; it is left as it was.
+        pairs: those of the discovery.
+        config: of the discovery.
+        resident: tells how many bytes the process has now.
+        card: how the circuit will be evaluated.
+
+    Raises:
+        CircuitsieveError: what `discover` would raise before its first step.
+    """
+    with frozen(model):
+        problem = Problem.of(Subject.of(model), pairs, config.replaced(ranking_looks=0))
+        before = resident()
+        times = _Times.of(problem)
+        test = batches(pairs.test, card.batch_size)
+        in_memory, kept = _kept_shares(problem)
+        seconds = {
+            "references": times.reference * _visited(problem, config),
+            "effects of single nodes": (times.step + (1 - kept) * times.run) * _looks(problem, config),
+            "steps": (times.step + (1 - kept) * times.run) * config.steps,
+            "checks and final cut": times.check * _check_passes(problem),
+            "card": times.check * _card_passes(problem, test, card),
+        }
+        memory = {
+            "model, libraries and pairs": before,
+            "what the full model says": problem.footprint.said,
+            "corrupted activations, kept": int(in_memory * _all_activations(problem)),
+            "corrupted activations, validation": _validation_bytes(problem),
+            "a step": problem.footprint.step(problem.train.checkpointed),
+        }
+    return Plan(seconds, memory, kept, problem.train.checkpointed)
+
+
+@dataclass(frozen=True)
+class _Times:
+    """Seconds of one batch of the mean length."""
+
+    step: float
+    run: float
+    """The corrupted run."""
+    reference: float
+    """Corrupted run and full model."""
+    check: float
+    """A validation pass."""
+
+    @classmethod
+    def of(cls, problem: Problem) -> "_Times":
+        batch = problem.train.batches[len(problem.train.batches) // 2]
+        scale = statistics.mean(b.clean.numel() for b in problem.train.batches) / batch.clean.numel()
+        anew = problem.train.references.keeping_nothing()
+        reference = _timed(lambda: problem.train.references.keeping_nothing()(batch))
+        run = _timed(lambda: anew(batch))
+        training = Training(problem)
+        training.begin(next(iter(phases(problem, lambda: problem))))
+        step = _timed(lambda: float(training.step(0, batch)["kl"]))
+        if batch not in problem.train.references:
+            step -= run
+        circuit = problem.circuit(problem.space.full())
+        judged = problem.validation.batches[len(problem.validation.batches) // 2]
+        check = _timed(lambda: problem.validation.measure(circuit, [judged]))
+        return cls(step * scale, run * scale, reference * scale, check)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(ROUNDS + 1):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def _visited(problem: Problem, config: DiscoveryConfig) -> int:
+    return min(len(problem.train.batches), max(config.steps, _looks(problem, config)))
+
+
+def _looks(problem: Problem, config: DiscoveryConfig) -> int:
+    return config.ranking_looks * len(enough_batches(problem)) if config.ranking_steps else 0
+
+
+def _check_passes(problem: Problem) -> int:
+    """Batches of validation pairs that are run while a circuit is chosen."""
+    config, checks = problem.config, Checks(problem)
+    done = sum(checks.due(step) for step in range(config.ranking_steps, config.steps))
+    if config.pressure is not None:
+        return done * len(checks.batches) + len(problem.validation.batches)
+    start = TRIES * len(check_batches(problem)) if config.ranking_steps else 0
+    return done * len(checks.batches) + start + RANKINGS * TRIES * len(problem.validation.batches)
+
+
+def _card_passes(problem: Problem, test: Sequence[PairBatch], card: EvaluationConfig) -> int:
+    """Batches that the card runs: two anchors, circuit and complement; the first three on validation pairs; random circuits."""
+    random = (card.random_circuits + 1) * max(1, card.random_pairs // card.batch_size)
+    return 4 * len(test) + 3 * len(problem.validation.batches) + random
+
+
+def _all_activations(problem: Problem) -> int:
+    """Bytes of the corrupted activations of all training pairs."""
+    largest = max(batch.clean.numel() for batch in problem.train.batches)
+    return problem.footprint.baselines * sum(batch.clean.numel() for batch in problem.train.batches) // largest
+
+
+def _kept_shares(problem: Problem) -> tuple[float, float]:
+    """The share of the corrupted activations of training pairs that has room in memory, and in memory or in a file."""
+    store, needed = problem.train.references.store, _all_activations(problem)
+    if needed == 0:
+        return 1.0, 1.0
+    return min(1.0, store.memory_bytes / needed), min(1.0, (store.memory_bytes + store.file_bytes) / needed)
+
+
+def _validation_bytes(problem: Problem) -> int:
+    """Bytes of the corrupted activations of validation pairs, in the model's own dtype."""
+    train, own = problem.train.subject.model.dtype, problem.subject.model.dtype
+    largest = max(batch.clean.numel() for batch in problem.train.batches)
+    tokens = sum(batch.clean.numel() for batch in problem.validation.batches)
+    needed = problem.footprint.baselines * tokens * own.itemsize // (largest * train.itemsize)
+    return min(needed, problem.validation.references.store.memory_bytes)

@@ -1,0 +1,95 @@
+"""What a step takes: counted against a count of our own; and how the allowed memory is divided."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from circuitsieve.config import DiscoveryConfig
+from circuitsieve.data import Pairs
+from circuitsieve.footprint import Footprint, divide, footprint_of
+from circuitsieve.problem import Problem
+from circuitsieve.subject import Subject, frozen
+from circuitsieve.training import Training
+from models import LAYERS, VOCABULARY, WIDTH, each_family, random_examples, shared
+
+EXAMPLES = random_examples([7] * 12)
+PAIRS = Pairs(tuple(EXAMPLES), tuple(EXAMPLES[:4]), ())
+PAIRS_A_BATCH = 4
+NUMBERS = Footprint(layers=10, layer=100, layer_input=7, rest=50, baselines=30, said=1000)
+
+
+def problem_of(family: str, **settings: object) -> Problem:
+    config = DiscoveryConfig(batch_size=PAIRS_A_BATCH, training_dtype="model").replaced(**settings)
+    return Problem.of(Subject.of(shared(family).model), PAIRS, config)
+
+
+@each_family
+def test_what_steps_keep_grows_with_the_batch_and_is_counted_on_one_pair(family: str) -> None:
+    """Against all that autograd keeps of a whole batch, counted here."""
+    with frozen(shared(family).model):
+        problem = problem_of(family)
+        masks = {g: torch.full(problem.space.shape(g), 0.5, requires_grad=True) for g in problem.granularities}
+        site_masks = problem.space.fold(problem.space.compose(masks), problem.ablation)
+        found = footprint_of(problem.train.references, problem.train.batches, site_masks)
+        batch = problem.train.batches[0]
+        reference = problem.train.references(batch)
+        sizes: dict[int, int] = {}
+        weights = {p.data_ptr() for p in (*problem.subject.model.parameters(), *problem.subject.model.buffers())}
+
+        def note(tensor: Tensor) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            logits = problem.logits(masks, batch, reference)
+        there = weights | {b.data_ptr() for b in reference.baselines.values()}
+        kept = sum(size for pointer, size in sizes.items() if pointer not in there)
+    assert logits.requires_grad
+    assert LAYERS * found.layer + found.rest == pytest.approx(kept, rel=0.3)
+    assert found.baselines == sum(baseline.nbytes for baseline in reference.baselines.values())
+    assert found.layer_input == PAIRS_A_BATCH * 7 * WIDTH * 4
+    assert found.said == len(EXAMPLES) * VOCABULARY * 4
+
+
+def test_a_step_of_layers_run_again_keeps_their_inputs_and_one_of_them() -> None:
+    assert NUMBERS.step(0) == 10 * 100 + 100 + 50 + 30
+    assert NUMBERS.step(4) == 6 * 100 + 4 * 7 + 2 * 100 + 50 + 30
+    assert NUMBERS.step(10) == 10 * 7 + 2 * 100 + 50 + 30
+
+
+@pytest.mark.parametrize(
+    ("allowed", "checkpointed", "kept"),
+    [
+        (5000, 0, 5000 - 1000 - 1180),
+        (1000 + 1180, 0, 0),
+        (1000 + 1179, 2, 1179 - 1094),  # the first layer run again only costs
+        (1000 + 400, 10, 50),
+        (1000 + 10, 10, 0),
+        (0, 10, 0),
+    ],
+)
+def test_layers_are_run_again_only_as_far_as_needed_and_the_rest_keeps_activations(
+    allowed: int, checkpointed: int, kept: int
+) -> None:
+    division = divide(NUMBERS, allowed)
+    assert (division.checkpointed, division.kept) == (checkpointed, kept)
+    for checkpointing, layers in (("none", 0), ("all", 10)):
+        division = divide(NUMBERS, allowed, checkpointing)
+        assert division.checkpointed == layers
+        assert division.kept == max(0, allowed - 1000 - NUMBERS.step(layers))
+
+
+@pytest.mark.parametrize(("checkpointing", "expected"), [("none", 0), ("all", LAYERS), ("auto", LAYERS)])
+def test_a_search_without_memory_runs_layers_again_and_finds_the_same(checkpointing: str, expected: int) -> None:
+    with frozen(shared("llama").model):
+        problem = problem_of("llama", memory="0MB", checkpointing=checkpointing, steps=3)
+        assert problem.train.checkpointed == expected
+        plenty = problem_of("llama", steps=3)
+        assert plenty.train.checkpointed == 0
+        tight, ample = Training(problem), Training(plenty)
+        assert not tight.run()
+        assert not ample.run()
+    for one, other in zip(tight.history, ample.history, strict=True):
+        assert one["kl"] == pytest.approx(other["kl"], rel=1e-5)
+    ours, theirs = tight.phase.ranking().scores, ample.phase.ranking().scores
+    assert all(torch.allclose(ours[g], theirs[g], atol=1e-5) for g in ours)

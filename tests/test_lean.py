@@ -1,0 +1,156 @@
+"""Passes without what is closed: the logits and gradients of masking it by 0, from smaller matrices."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from circuitsieve.ablations import constants
+from circuitsieve.data import batches
+from circuitsieve.instrument import answer_logits, masked
+from circuitsieve.lean import Lean
+from circuitsieve.nodes import SiteMasks
+from circuitsieve.references import Reference, References
+from circuitsieve.subject import Subject, frozen
+from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
+from models import LAYERS, assert_differs, assert_same, each_family, fresh, random_examples, shared
+
+(BATCH,) = batches(random_examples([6, 5, 6]), 3)
+READS = (SiteKind.ATTN_READ, SiteKind.MLP_READ)
+
+
+def open_units(subject: Subject, seed: int) -> dict[SiteKind, Tensor]:
+    """Half of the units of every layer; in the last one, the first key/value group is closed too where there are several."""
+    generator = torch.Generator().manual_seed(seed)
+    space = subject.space
+    dims, neurons = (space.shape(g)[1] for g in (Granularity.HEAD_DIM, Granularity.MLP_NEURON))
+    attention, mlp = (torch.rand(LAYERS, n, generator=generator) < 0.5 for n in (dims, neurons))
+    attention[:, -1] = mlp[:, -1] = True
+    if space.kv_heads > 1:
+        attention[-1, : dims // space.kv_heads] = False
+    return {SiteKind.ATTN_READ: attention, SiteKind.MLP_READ: mlp}
+
+
+def mostly_open(subject: Subject) -> SiteMasks:
+    """Soft masks of all sites, near 1."""
+    generator = torch.Generator().manual_seed(3)
+    composed = subject.space.compose({g: mask.float() for g, mask in subject.space.full().items()})
+    return {kind: 1 - 0.3 * torch.rand(mask.shape, generator=generator) for kind, mask in composed.items()}
+
+
+def run(
+    subject: Subject, masks: SiteMasks, reference: Reference, lean: Lean | None
+) -> tuple[Tensor, dict[SiteKind, Tensor | None]]:
+    """Logits, and the gradients of the masks."""
+    learned = {kind: mask.clone().requires_grad_() for kind, mask in masks.items()}
+    with masked(subject, learned, reference.baselines, lean=lean):
+        logits = answer_logits(subject, BATCH.clean, BATCH.positions)
+    logits.square().sum().backward()
+    return logits.detach(), {kind: mask.grad for kind, mask in learned.items()}
+
+
+@pytest.mark.parametrize("ablation", Ablation, ids=str)
+@each_family
+def test_logits_and_gradients_are_those_of_masks_of_0(family: str, ablation: Ablation) -> None:
+    subject = shared(family)
+    with frozen(subject.model):
+        reference = References(subject, ablation, constants=constants(subject, [BATCH], ablation))(BATCH)
+        left = open_units(subject, 1)
+        masks = mostly_open(subject)
+        closed = {kind: mask * left[kind] if kind in READS else mask for kind, mask in masks.items()}
+        lean = Lean(subject, left)
+        assert len(lean.sites) == 2 * LAYERS
+        expected, their_gradients = run(subject, closed, reference, None)
+        logits, gradients = run(subject, masks, reference, lean)  # whatever the masks of closed units are
+        assert_same(logits, expected)
+        assert_differs(logits, run(subject, masks, reference, None)[0])
+        for kind, gradient in gradients.items():
+            theirs = their_gradients[kind]
+            assert gradient is not None
+            assert theirs is not None
+            if kind in READS:
+                assert not gradient[~left[kind]].any()
+                theirs = theirs * left[kind]
+            torch.testing.assert_close(gradient, theirs, rtol=2**-8, atol=2**-10 * float(theirs.abs().max()))
+
+
+@each_family
+def test_what_is_closed_is_not_computed(family: str) -> None:
+    """Counted in the modules: outputs of the input projections, inputs of the output projection."""
+    subject = Subject.of(fresh(shared(family)))
+    architecture, space = subject.architecture, subject.space
+    left, widths = open_units(subject, 1), {}
+    seen: dict[tuple[str, int], int] = {}
+    roles = [*"qkv", *(("gate", "up") if len(architecture.family.mlp_in) == 2 else ("mlp_in",))]
+    for layer in range(LAYERS):
+        for role in roles:
+            module = architecture.projection(layer, architecture.family.projection(role))
+            module.register_forward_hook(lambda _, __, output, at=(role, layer): seen.update({at: output.shape[-1]}))
+            widths[role] = module.weight.shape[1 if type(module).__name__ == "Conv1D" else 0]
+        for kind in READS:
+            architecture.read_module(Site(kind, layer)).register_forward_hook(
+                lambda _, args, __, at=(str(kind), layer): seen.update({at: args[0].shape[-1]})
+            )
+    masks = mostly_open(subject)
+    with torch.no_grad(), frozen(subject.model):
+        reference = References(subject, Ablation.CORRUPTED)(BATCH)
+        with masked(subject, masks, reference.baselines, lean=Lean(subject, left)):
+            answer_logits(subject, BATCH.clean, BATCH.positions)
+    for layer in range(LAYERS):
+        for kind in READS:
+            assert seen[str(kind), layer] == int(left[kind][layer].sum())
+        neurons = int(left[SiteKind.MLP_READ][layer].sum())
+        for role in roles[3:]:
+            assert seen[role, layer] == widths[role] * neurons // space.neurons
+        groups = int(left[SiteKind.ATTN_READ][layer].view(space.kv_heads, -1).any(1).sum())
+        shrinks = architecture.family.head_count is not None
+        for role in roles[:3]:
+            assert seen[role, layer] == (widths[role] * groups // space.kv_heads if shrinks else widths[role])
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@each_family
+def test_the_model_is_as_before(family: str, raises: bool) -> None:
+    subject = Subject.of(fresh(shared(family)))
+
+    def state() -> list[tuple[object, ...]]:
+        return [
+            (name, *sorted(vars(module)), len(module._forward_hooks), getattr(module, "nf", None), *counts(module))
+            for name, module in subject.model.named_modules()
+        ]
+
+    def counts(module: nn.Module) -> tuple[object, ...]:
+        return tuple(getattr(module, name, None) for name in ("split_size", "num_heads"))
+
+    before, weights = state(), {name: id(p) for name, p in subject.model.named_parameters()}
+    masks = mostly_open(subject)
+    reference = References(subject, Ablation.CORRUPTED)(BATCH)
+    ids = BATCH.clean + 10**6 if raises else BATCH.clean
+    try:
+        with masked(subject, masks, reference.baselines, lean=Lean(subject, open_units(subject, 1))):
+            answer_logits(subject, ids, BATCH.positions)
+    except IndexError:
+        assert raises
+    assert state() == before
+    assert {name: id(p) for name, p in subject.model.named_parameters()} == weights
+
+
+def test_sites_that_are_mostly_open_stay_whole() -> None:
+    subject = shared("llama")
+    left = open_units(subject, 1)
+    left[SiteKind.MLP_READ][0] = True
+    lean = Lean(subject, left)
+    assert Site(SiteKind.MLP_READ, 0) not in lean.sites
+    assert Site(SiteKind.MLP_READ, 1) in lean.sites
+
+
+@pytest.mark.parametrize("kind", READS, ids=str)
+def test_a_site_may_be_closed_altogether(kind: SiteKind) -> None:
+    subject = shared("llama")
+    masks = mostly_open(subject)
+    left = {kind: torch.zeros_like(masks[kind], dtype=torch.bool)}
+    reference = References(subject, Ablation.CORRUPTED)(BATCH)
+    with torch.no_grad():
+        with masked(subject, {**masks, kind: torch.zeros_like(masks[kind])}, reference.baselines):
+            expected = answer_logits(subject, BATCH.clean, BATCH.positions)
+        with masked(subject, masks, reference.baselines, lean=Lean(subject, left)):
+            assert_same(answer_logits(subject, BATCH.clean, BATCH.positions), expected)
