@@ -133,7 +133,7 @@ def main() -> None:
             )
             problem = Problem.of(Subject.of(model), pairs, config)
             if not rows:
-                rows["bare"] = measured(bare_step(model, problem), options.rounds)
+                rows["bare"] = measured(bare_step(problem.subject, problem.train.batches[0]), options.rounds)
             rows[name] = measured(training_step(case, problem), options.rounds)
             del problem
     table = Table(title=f"{options.model}: memory above the weights", title_justify="left")

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from circuitsieve import DiscoveryConfig, load_model
-from circuitsieve.data import Example, Pairs
+from circuitsieve.data import Example, PairBatch, Pairs
 from circuitsieve.instrument import answer_logits
 from circuitsieve.pairs import Pair
 from circuitsieve.phases import phases
@@ -97,9 +97,8 @@ def random_pairs(case: Case, vocabulary: int, batches: int) -> Pairs:
     return Pairs(train, train[: case.batch], ())
 
 
-def bare_step(model: PreTrainedModel, problem: Problem) -> Callable[[], None]:
-    """Forward and backward pass of the untouched model on the first clean batch."""
-    subject, batch = Subject.of(model), problem.train.batches[0]
+def bare_step(subject: Subject, batch: PairBatch) -> Callable[[], None]:
+    """Forward and backward pass of the untouched model on the clean prompts of a batch."""
     target: Tensor = batch.clean[:, :1]
 
     def start(_: torch.nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -155,7 +154,7 @@ def measured(model: PreTrainedModel, case: Case, options: argparse.Namespace) ->
     )
     with frozen(model):
         problem = Problem.of(Subject.of(model), random_pairs(case, model.config.vocab_size, 2), config)
-        sides = {"bare": bare_step(model, problem), "step": training_step(case, problem)}
+        sides = {"bare": bare_step(problem.subject, problem.train.batches[0]), "step": training_step(case, problem)}
         times: dict[str, list[float]] = {side: [] for side in sides}
         for i in range(options.rounds + 2):
             for side, call in sides.items():

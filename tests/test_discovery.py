@@ -326,7 +326,7 @@ def test_what_is_closed_for_good_stays_closed_and_grows(planted: GPT2LMHeadModel
     phase = HardConcretePhase(problem, leaves)
     for leaf, scores in leaves.items():
         assert torch.equal(phase.left[leaf], scores > -RANKED_REACH)
-    assert phase.lean({}) is not None
+    assert phase.lean is not None
     with torch.no_grad():
         neurons, heads = phase.averages[Granularity.MLP_NEURON], phase.averages[Granularity.HEAD]
         neurons[0] = 1.0  # would be open again
@@ -337,4 +337,4 @@ def test_what_is_closed_for_good_stays_closed_and_grows(planted: GPT2LMHeadModel
     assert not phase.left[Granularity.MLP_NEURON][1, -1]
     assert not phase.left[Granularity.HEAD_DIM][0, 3 * HEAD_DIM :].any()
     without = HardConcretePhase(Problem.of(Subject.of(planted), PAIRS, CONFIG), leaves)
-    assert without.lean({}) is None
+    assert without.lean is None

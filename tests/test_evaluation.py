@@ -227,9 +227,18 @@ def test_ratio_without_a_denominator_has_no_interval():
 
 
 def outcome(**values: list[float]) -> Outcome:
-    names = ("kl", "logit_diff", "prob_diff", "accuracy", "argmax_accuracy", "exact_match", "metric")
+    names = ("kl", "logit_diff", "prob_diff", "accuracy", "argmax_accuracy", "exact_match", "cutoff_sharpness", "metric")
     count = len(next(iter(values.values())))
     return Outcome({name: np.array(values.get(name, [0.0] * count)) for name in names})
+
+
+def test_cutoff_sharpness_is_on_the_card_where_all_pairs_have_a_border():
+    anchors = Anchors(outcome(metric=[4.0, 2.0, 3.0]), outcome(metric=[0.0, 1.0, 0.0]))
+    everywhere = summarise(outcome(metric=[4.0, 1.0, 2.0], cutoff_sharpness=[0.5, 0.1, 0.3]), anchors)
+    assert everywhere.values["cutoff_sharpness"] == pytest.approx(0.3)
+    assert everywhere.intervals["cutoff_sharpness"] is not None
+    somewhere = summarise(outcome(metric=[4.0, 1.0, 2.0], cutoff_sharpness=[0.5, np.nan, 0.3]), anchors)
+    assert "cutoff_sharpness" not in somewhere.values
 
 
 def test_faithfulness_is_a_ratio_of_means_not_a_mean_of_ratios():

@@ -19,11 +19,11 @@ READS = (SiteKind.ATTN_READ, SiteKind.MLP_READ)
 
 
 def open_units(subject: Subject, seed: int) -> dict[SiteKind, Tensor]:
-    """Half of the units of every layer; in the last one, the first key/value group is closed too where there are several."""
+    """Less than half of the units of every layer; in the last one, the first key/value group is closed too where there are several."""
     generator = torch.Generator().manual_seed(seed)
     space = subject.space
     dims, neurons = (space.shape(g)[1] for g in (Granularity.HEAD_DIM, Granularity.MLP_NEURON))
-    attention, mlp = (torch.rand(LAYERS, n, generator=generator) < 0.5 for n in (dims, neurons))
+    attention, mlp = (torch.rand(LAYERS, n, generator=generator) < 0.3 for n in (dims, neurons))
     attention[:, -1] = mlp[:, -1] = True
     if space.kv_heads > 1:
         attention[-1, : dims // space.kv_heads] = False

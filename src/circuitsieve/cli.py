@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from circuitsieve import lookups
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.console import damage_named, one_line_errors, print_json, print_run, set_up_libraries
 from circuitsieve.flags import (
@@ -234,96 +233,9 @@ def show(run: str, /, *, nodes: bool = False, json: bool = False) -> int:
     return 0
 
 
-@app.command
-def tasks(*, json: bool = False) -> int:
-    """List the built-in tasks and their options.
-
-    Parameters
-    ----------
-    json
-        Print one JSON document.
-    """
-    from circuitsieve import tasks as built_in
-
-    known = [built_in.get(name) for name in built_in.names()]
-    if json:
-        print_json({task.name: {"summary": task.summary, "options": task.options} for task in known})
-        return 0
-    table = Table.grid(padding=(0, 2))
-    for task in known:
-        table.add_row(Text(task.name, "bold"), Text(task.summary))
-        for option, meaning in task.options.items():
-            table.add_row("", Text(f"--task-option {option}=...\n{meaning}", "dim"))
-    Console().print(table)
-    return 0
-
-
-data_app = App(name="data", help="Look at pairs of your own before anything is spent on them.")
-app.command(data_app)
-
-
-@data_app.command(name="check")
-def data_check(
-    task: str,
-    /,
-    *,
-    model: str,
-    reading: ReadingFlags = READING_FLAGS,
-    loading: ModelFlags = MODEL_FLAGS,
-    pairs: int = 3,
-    json: bool = False,
-) -> int:
-    """Say which pairs are usable, why others are not, how their tokens align, and how well the full model does.
-
-    Parameters
-    ----------
-    task
-        A file, folder, data set or task, as for `discover`.
-    model
-        As for `discover`.
-    pairs
-        How many usable and how many dropped pairs are shown word by word.
-    json
-        Print one JSON document.
-    """
-    from circuitsieve.datacheck import check_data
-    from circuitsieve.loaders import load_texts
-    from circuitsieve.models import load_model
-    from circuitsieve.report.terminal import data_view
-
-    loaded = load_model(model, dtype=loading.dtype, device=loading.device, revision=loading.revision)
-    splits = load_texts(task, loaded.tokenizer, reading.options())
-    report = check_data(loaded, splits)
-    if json:
-        print_json(report.to_dict())
-    else:
-        Console().print(data_view(report, pairs))
-    return 0 if report.screening is not None else 1
-
-
-@app.command
-def check(model: str, /, *, loading: ModelFlags = MODEL_FLAGS, json: bool = False) -> int:
-    """Check on a given model that masking does what it says, and print each tolerance reached. Needs no prompts.
-
-    Parameters
-    ----------
-    model
-        As for `discover`.
-    json
-        Print one JSON document.
-    """
-    from circuitsieve.models import load_model
-    from circuitsieve.report.terminal import check_table
-    from circuitsieve.selfcheck import selfcheck
-
-    with RichReporter() as reporter:
-        loaded = load_model(model, dtype=loading.dtype, device=loading.device, revision=loading.revision)
-        results = selfcheck(loaded.model, progress=reporter.evaluation)
-    if json:
-        print_json({"model": model, "checks": [{**result._asdict(), "passed": result.passed} for result in results]})
-    else:
-        Console().print(check_table(results))
-    return 0 if all(result.passed for result in results) else 1
+app.command(lookups.tasks)
+app.command(lookups.data_app)
+app.command(lookups.check)
 
 
 def main(arguments: list[str] | None = None) -> None:

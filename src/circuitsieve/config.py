@@ -126,7 +126,7 @@ class DiscoveryConfig:
     asks for), none or all."""
 
     shrinking: str = "off"
-    """Whether training leaves out of its passes what is closed for good, and while ranking what is next to closed: on or off."""
+    """Whether training leaves out of its passes what is closed for good: on or off."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularities", tuple(self.granularities))

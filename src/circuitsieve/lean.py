@@ -24,9 +24,9 @@ from circuitsieve.vocabulary import Site, SiteKind
 
 Open = Mapping[SiteKind, Bool[Tensor, "layers _"]]
 """By read site: the units that are left."""
-READS = (SiteKind.ATTN_READ, SiteKind.MLP_READ)
-WORTH = 0.9
-"""A site of which more is open is left whole."""
+WORTH = 0.5
+"""A site of which more is open is left whole: a step of SmolLM2 (16 prompts of 16 tokens, bfloat16, two cores) takes 0.8 times
+as long with a fifth of all units open, 0.9 with two fifths, and longer than before with three fifths."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class LeanSite:
     """A read site of which only some units are computed."""
 
     open: Int[Tensor, " open"]
-    closed: Int[Tensor, " closed"]
     among_computed: Int[Tensor, " open"]
     """Where the open units stand among those that are computed: closed heads of a group that is open are computed too."""
-    weight_closed: Float[Tensor, "width closed"]
+    weight_closed: Float[Tensor, "width units"]
+    """Of the projection, with 0 for the open units: multiplying by zeros is quicker than picking columns of every baseline."""
     narrowed: tuple[Narrowed, ...]
 
     def of_closed(self, baseline: Float[Tensor, "*shape _"]) -> Float[Tensor, "*shape width"]:
         """What the closed units add to the projection's output."""
-        closed = picked(baseline, self.closed).to(self.weight_closed)
-        return nn.functional.linear(closed.expand(*closed.shape[:-1], len(self.closed)), self.weight_closed)
+        whole = baseline.to(self.weight_closed).expand(*baseline.shape[:-1], self.weight_closed.shape[1])
+        return nn.functional.linear(whole, self.weight_closed)
 
 
 class Lean:
@@ -132,14 +132,12 @@ def _lean_site(
     module = subject.architecture.read_module(site)
     weight = module.get_parameter("weight").detach()
     dim = 0 if is_input_major(module) else 1
-    opened, closed = units.nonzero().flatten(), (~units).nonzero().flatten()
-    device = weight.device
-    of_closed = weight.index_select(dim, closed.to(device))
-    reading = Narrowed(module, {"weight": weight.index_select(dim, opened.to(device))})
+    opened = units.nonzero().flatten().to(weight.device)
+    of_closed = weight.index_fill(dim, opened, 0)
+    reading = Narrowed(module, {"weight": weight.index_select(dim, opened)})
     return LeanSite(
-        open=opened.to(device),
-        closed=closed.to(device),
-        among_computed=units[computed].nonzero().flatten().to(device),
+        open=opened,
+        among_computed=units[computed].nonzero().flatten().to(weight.device),
         weight_closed=of_closed.t() if is_input_major(module) else of_closed,
         narrowed=(*inputs, reading),
     )

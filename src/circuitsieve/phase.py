@@ -61,8 +61,9 @@ class Phase(ABC):
         """What is minimised, from the loss in behaviour, and what there is to tell about it."""
         return loss, {}
 
-    def lean(self, masks: Masks) -> Lean | None:  # noqa: ARG002 (for those that override it)
-        """What need not be computed under the masks of a step; None if all of it is to be."""
+    @property
+    def lean(self) -> Lean | None:
+        """What need no longer be computed; None if all of it is to be."""
         return None
 
     def checked(self, signals: Signals) -> None:  # noqa: B027 (not every phase is steered)

@@ -151,8 +151,9 @@ class HardConcretePhase(Phase):
         pressure, penalty = self._pressure(step), self.gates.penalty(self.problem.prices(masks))
         return loss + pressure * penalty, {"pressure": pressure, "penalty": penalty.detach()}
 
+    @property
     @override
-    def lean(self, masks: Masks) -> Lean | None:
+    def lean(self) -> Lean | None:
         """Without the units that are closed for good."""
         return self._lean
 

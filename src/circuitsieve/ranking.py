@@ -12,7 +12,6 @@ from typing_extensions import override
 from circuitsieve.circuit import Ranking
 from circuitsieve.control import Signals
 from circuitsieve.effects import effects, enough_batches, log_scores
-from circuitsieve.lean import READS, Lean
 from circuitsieve.masks import Masks, Scores
 from circuitsieve.nested import Nested
 from circuitsieve.phase import Facts, Phase, falling
@@ -22,8 +21,6 @@ KL_FLOOR = 0.05
 """Of the ranking's objective log(KL + this), nats: every size counts alike, and pairs without any loss do not explode."""
 EFFECT_SCALE = 6.0
 """What a score starts with is this times the log of the node's effect: so steep that only nodes near the threshold learn."""
-NEGLIGIBLE = 1e-3
-"""A unit with a smaller soft mask is left out of the pass: neither it nor its mask would get a gradient to speak of."""
 TEMPERATURE = 1.0
 """Of the soft masks; the scale of the scores."""
 
@@ -72,16 +69,6 @@ class RankingPhase(Phase):
     @override
     def objective(self, step: int, loss: Tensor, masks: Masks) -> tuple[Tensor, Facts]:
         return (loss + KL_FLOOR).log(), {}
-
-    @override
-    def lean(self, masks: Masks) -> Lean | None:
-        """Without the units whose soft masks are next to nothing: at another size they will be computed again."""
-        if self.config.shrinking == "off":
-            return None
-        composed = self.problem.space.compose(masks)
-        return Lean(
-            self.problem.train.subject, {kind: composed[kind] > NEGLIGIBLE for kind in READS if kind in composed}
-        )
 
     @override
     def after(self, step: int, signals: Signals) -> Facts:
