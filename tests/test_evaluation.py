@@ -227,7 +227,16 @@ def test_ratio_without_a_denominator_has_no_interval():
 
 
 def outcome(**values: list[float]) -> Outcome:
-    names = ("kl", "logit_diff", "prob_diff", "accuracy", "argmax_accuracy", "exact_match", "cutoff_sharpness", "metric")
+    names = (
+        "kl",
+        "logit_diff",
+        "prob_diff",
+        "accuracy",
+        "argmax_accuracy",
+        "exact_match",
+        "cutoff_sharpness",
+        "metric",
+    )
     count = len(next(iter(values.values())))
     return Outcome({name: np.array(values.get(name, [0.0] * count)) for name in names})
 

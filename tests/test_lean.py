@@ -19,7 +19,7 @@ READS = (SiteKind.ATTN_READ, SiteKind.MLP_READ)
 
 
 def open_units(subject: Subject, seed: int) -> dict[SiteKind, Tensor]:
-    """Less than half of the units of every layer; in the last one, the first key/value group is closed too where there are several."""
+    """Less than half of the units of every layer; in the last one, no unit of the first of several key/value groups."""
     generator = torch.Generator().manual_seed(seed)
     space = subject.space
     dims, neurons = (space.shape(g)[1] for g in (Granularity.HEAD_DIM, Granularity.MLP_NEURON))
