@@ -22,6 +22,7 @@ from circuitsieve.problem import Problem
 from circuitsieve.selection import Checks, check_batches
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.training import Training
+from circuitsieve.vocabulary import Granularity
 
 ROUNDS = 3
 """Passes that are timed, after one that is not."""
@@ -38,7 +39,7 @@ class Plan:
     seconds: Mapping[str, float]
     """By what they are spent on."""
     memory: Mapping[str, int]
-    """Bytes, by what takes them, all at the same time."""
+    """Bytes, by what takes them; the peak is their sum."""
     kept: float
     """The share of the corrupted activations of training pairs that is kept between steps, in memory or in a file."""
     checkpointed: int
@@ -91,6 +92,9 @@ def predict(
             "corrupted activations, kept": int(in_memory * _all_activations(problem)),
             "corrupted activations, validation": _validation_bytes(problem),
             "a step": problem.footprint.step(problem.train.checkpointed),
+            "card (allocators give little back before)": _card_bytes(
+                problem, [*test, *problem.validation.batches], card
+            ),
         }
     return Plan(seconds, memory, kept, problem.train.checkpointed)
 
@@ -156,6 +160,16 @@ def _card_passes(problem: Problem, test: Sequence[PairBatch], card: EvaluationCo
     """Batches that the card runs: two anchors, circuit and complement; the first three on validation pairs; random circuits."""
     random = (card.random_circuits + 1) * max(1, card.random_pairs // card.batch_size)
     return 4 * len(test) + 3 * len(problem.validation.batches) + random
+
+
+def _card_bytes(problem: Problem, judged: Sequence[PairBatch], card: EvaluationConfig) -> int:
+    """Bytes of the corrupted activations that the card keeps: of all sites, in the model's own dtype."""
+    if not problem.ablation.is_run:
+        return 0
+    space, itemsize = problem.space, problem.subject.model.dtype.itemsize
+    units = [space.shape(Granularity.HEAD_DIM), space.shape(Granularity.MLP_NEURON)]
+    per_token = itemsize * sum(layers * n for layers, n in (*units, (2 * space.layers + 1, space.width)))
+    return min(int(card.memory_gb * 2**30), per_token * sum(batch.clean.numel() for batch in judged))
 
 
 def _all_activations(problem: Problem) -> int:
