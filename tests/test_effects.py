@@ -29,9 +29,11 @@ def test_masks_of_single_examples(family: str, ablation: Ablation):
     own = [random_masks(problem.space, seed, soft=True) for seed in range(len(batch))]
     together = {g: torch.stack([masks[g] for masks in own], dim=1)[:, :, None] for g in G}
     reference = problem.train.references(batch)
-    found = problem.logits(together, batch, reference)
+    found = problem.train.logits(problem.site_masks(together), batch, reference)
     for example, masks in enumerate(own):
-        torch.testing.assert_close(found[example], problem.logits(masks, batch, reference)[example])
+        torch.testing.assert_close(
+            found[example], problem.train.logits(problem.site_masks(masks), batch, reference)[example]
+        )
 
 
 @pytest.mark.parametrize("granularities", [DEFAULT_GRANULARITIES, (G.HEAD, G.MLP_BLOCK), (G.LAYER,), tuple(G)], ids=len)
@@ -55,7 +57,11 @@ def test_effects_are_those_of_finite_differences(family: str, granularities: tup
                 masks = {g: mask.clone() for g, mask in soft.items()}
                 for leaf in [leaf for leaf, decider in deciding.items() if decider is node]:
                     masks[leaf][layer].view(n, -1)[index] += change
-                sides.append(problem.logits(masks, batch, reference).log_softmax(-1).gather(1, tokens)[:, 0])
+                sides.append(
+                    problem.train.logits(problem.site_masks(masks), batch, reference)
+                    .log_softmax(-1)
+                    .gather(1, tokens)[:, 0]
+                )
             gradient = (sides[0] - sides[1]) / (2 * step)
             expected = gradient.square().mean().sqrt() + gradient.mean()
             assert float(effect[layer, index]) == pytest.approx(float(expected), rel=5e-3, abs=2e-4)

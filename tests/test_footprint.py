@@ -29,7 +29,7 @@ def test_what_steps_keep_grows_with_the_batch_and_is_counted_on_one_pair(family:
     with frozen(shared(family).model):
         problem = problem_of(family)
         masks = {g: torch.full(problem.space.shape(g), 0.5, requires_grad=True) for g in problem.granularities}
-        site_masks = problem.space.fold(problem.space.compose(masks), problem.ablation)
+        site_masks = problem.site_masks(masks)
         found = footprint_of(problem.train.references, problem.train.batches, site_masks)
         batch = problem.train.batches[0]
         reference = problem.train.references(batch)
@@ -41,7 +41,7 @@ def test_what_steps_keep_grows_with_the_batch_and_is_counted_on_one_pair(family:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            logits = problem.logits(masks, batch, reference)
+            logits = problem.train.logits(problem.site_masks(masks), batch, reference)
         there = weights | {b.data_ptr() for b in reference.baselines.values()}
         kept = sum(size for pointer, size in sizes.items() if pointer not in there)
     assert logits.requires_grad

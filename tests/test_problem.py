@@ -57,7 +57,9 @@ def test_masks_and_their_circuits_run(family: str, search: str, ablation: Ablati
         expected = by_every_site(problem, drawn, batch)
         floats = {g: mask.float() for g, mask in drawn.items()}
         with torch.no_grad():
-            assert_same(problem.logits(floats, batch, problem.train.references(batch)), expected)
+            assert_same(
+                problem.train.logits(problem.site_masks(floats), batch, problem.train.references(batch)), expected
+            )
         divergence = torch.nn.functional.kl_div(
             expected.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="batchmean"
         )
@@ -82,9 +84,9 @@ def test_baselines_go_on_the_way_where_nothing_needs_them_later(settings: dict[s
     masks = {g: m for g, m in random_masks(problem.space, 3, soft=True).items() if g in problem.granularities}
     reference = problem.train.references(batch)
     with torch.no_grad():
-        first = problem.logits(masks, batch, reference)
-        last = problem.logits(masks, batch, reference, last=True)
+        first = problem.train.logits(problem.site_masks(masks), batch, reference)
+        last = problem.train.logits(problem.site_masks(masks), batch, reference, last=True)
         assert (not reference.baselines) == goes
-        again = problem.logits(masks, batch, problem.train.references(batch), last=True)
+        again = problem.train.logits(problem.site_masks(masks), batch, problem.train.references(batch), last=True)
     assert torch.equal(first, last)
     assert torch.equal(first, again)

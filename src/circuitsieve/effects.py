@@ -81,7 +81,7 @@ def _gradients(
     candidates = batch.targets.candidates
     with quick_attention(problem.train.subject, batch.clean.shape[1]):
         reference = problem.train.references(batch)
-        logits = problem.logits(each, batch, reference, last=True)
+        logits = problem.train.logits(problem.site_masks(each), batch, reference, last=True)
         full = log_probs(reference.full, candidates).exp()
         tokens = torch.multinomial(full.cpu(), 1, generator=generator).to(logits.device)
         said = log_probs(logits, candidates).gather(1, tokens).sum()

@@ -207,19 +207,9 @@ class Problem:
                 generator.shuffle(queue)
             yield queue.pop()
 
-    def logits(
-        self,
-        masks: Masks,
-        batch: PairBatch,
-        reference: Reference,
-        constants: Activations | None = None,
-        *,
-        last: bool = False,
-        lean: Lean | None = None,
-    ) -> Float[Tensor, "batch vocab"]:
-        """Answer logits of clean training prompts under masks of the searched granularities; see `Bench.logits`."""
-        site_masks = self.space.fold(self.space.compose(masks), self.ablation)
-        return self.train.logits(site_masks, batch, reference, constants, last=last, lean=lean)
+    def site_masks(self, masks: Masks) -> SiteMasks:
+        """What masks of the searched granularities mean at the sites of a training pass."""
+        return self.space.fold(self.space.compose(masks), self.ablation)
 
     def with_constants(self, constants: Activations | None) -> "Problem":
         """The same problem with other constants, for validation and for the circuits to come."""

@@ -100,7 +100,9 @@ class Training:
         masks = self.phase.draw(step)
         with quick_attention(self.problem.train.subject, batch.clean.shape[1]):
             constants = None if self.constants is None else self.constants()
-            logits = self.problem.logits(masks, batch, reference, constants, last=True, lean=self.phase.lean)
+            logits = self.problem.train.logits(
+                self.problem.site_masks(masks), batch, reference, constants, last=True, lean=self.phase.lean
+            )
             signals = self.problem.train.signals(logits, batch, reference)
             loss, margin = signals.kl, self.problem.config.hinge
             if margin is not None:
