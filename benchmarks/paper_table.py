@@ -75,12 +75,14 @@ def main() -> None:
     options = arguments()
     rows = {task: row_of(options, task) for task in options.tasks}
     table = Table(title=f"{options.model}: percent pruned, accuracy, KL", title_justify="left")
-    table.add_column("task")
-    for heading in (*GRANULARITIES, "parameters", "accuracy", "KL", "steps"):
-        table.add_column(heading, justify="right")
-    for task, row in rows.items():
-        pruned = (f"{row[name]:.1f}" for name in (*GRANULARITIES, "parameters"))
-        table.add_row(task, *pruned, f"{row['accuracy']:.3f}", f"{row['kl']:.3f}", f"{row['steps']:,}")
+    table.add_column("")
+    for task in rows:
+        table.add_column(task, justify="right")
+    for name in (*GRANULARITIES, "parameters"):
+        table.add_row(name, *(f"{row[name]:.1f} %" for row in rows.values()))
+    table.add_section()
+    for name, form in (("accuracy", ".3f"), ("kl", ".3f"), ("steps", ",.0f"), ("seconds", ",.0f")):
+        table.add_row(name, *(format(row[name], form) for row in rows.values()))
     Console().print(table)
     results = {**surroundings(), "rows": rows}
     options.out.write_text(json.dumps(results, indent=2) + "\n")
