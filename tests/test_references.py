@@ -9,7 +9,9 @@ import torch
 
 from circuitsieve import store as stores
 from circuitsieve.ablations import constants
+from circuitsieve.circuit import Circuit
 from circuitsieve.data import PairBatch, batches
+from circuitsieve.evaluation.metrics import run_circuit
 from circuitsieve.references import Reference, References
 from circuitsieve.store import Store
 from circuitsieve.subject import Subject
@@ -118,3 +120,12 @@ def test_mapped_tensors_are_copies_of_every_shape_and_dtype() -> None:
         tensor.zero_()
     assert all(torch.equal(kept[name], before[name]) for name in tensors)
     assert all(kept[name].dtype == before[name].dtype for name in tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_full_circuit_says_what_the_reference_says_bit_for_bit(subject: Subject, dtype: torch.dtype) -> None:
+    """Both by the same attention kernel, also where training would take a quicker one."""
+    subject = subject.in_dtype(dtype)
+    circuit = Circuit(subject.space, subject.space.full(), Ablation.CORRUPTED)
+    references = References(subject, Ablation.CORRUPTED)
+    assert run_circuit(circuit, references, BATCHES).mean("kl") == 0

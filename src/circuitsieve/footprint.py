@@ -98,7 +98,7 @@ def _first_pair(batch: PairBatch) -> PairBatch:
     first = None if candidates is None else candidates[:1]
     targets = batch.targets._replace(candidates=first, cutoff=None)
     targets = targets._replace(answers=targets.answers[:1], wrong_answers=targets.wrong_answers[:1])
-    positions = batch.positions[:1].clamp_max(batch.clean.shape[1] - 1)
+    positions = batch.positions[:1]
     return replace(batch, clean=batch.clean[:1], corrupted=batch.corrupted[:1], positions=positions, targets=targets)
 
 

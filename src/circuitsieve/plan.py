@@ -20,7 +20,7 @@ from circuitsieve.evaluation import EvaluationConfig
 from circuitsieve.phases import phases
 from circuitsieve.problem import Problem
 from circuitsieve.selection import Checks, check_batches
-from circuitsieve.subject import Subject, frozen
+from circuitsieve.subject import Subject, frozen, quick_attention
 from circuitsieve.training import Training
 from circuitsieve.vocabulary import Granularity
 
@@ -116,10 +116,11 @@ class _Times:
         batch = problem.train.batches[len(problem.train.batches) // 2]
         scale = statistics.mean(b.clean.numel() for b in problem.train.batches) / batch.clean.numel()
         anew = problem.train.references.keeping_nothing()
-        reference = _timed(lambda: problem.train.references.keeping_nothing()(batch))
-        run = _timed(lambda: anew(batch))
+        with quick_attention(problem.train.subject, batch.clean.shape[1]):  # as in a step
+            reference = _timed(lambda: problem.train.references.keeping_nothing()(batch))
+            run = _timed(lambda: anew(batch))
         training = Training(problem)
-        training.begin(next(iter(phases(problem, lambda: problem))))
+        training.begin(next(phases(problem, lambda: problem)))
         step = _timed(lambda: float(training.step(0, batch)["kl"]))
         if batch not in problem.train.references:
             step -= run

@@ -70,4 +70,5 @@ class _Fixed(DynamicLayer):  # type: ignore[no-untyped-call]
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         assert self.keys is not None
         assert self.values is not None
-        return torch.cat([self.keys, key_states], dim=-2), torch.cat([self.values, value_states], dim=-2)
+        keys, values = self.keys.to(key_states), self.values.to(value_states)  # those kept in a file are on the CPU
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)

@@ -18,7 +18,7 @@ from circuitsieve.nodes import Activations
 from circuitsieve.objective import PairMetrics, measure
 from circuitsieve.prefix import Prefix, shared_tokens
 from circuitsieve.store import Store
-from circuitsieve.subject import Subject, quick_attention
+from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, SiteKind
 
 
@@ -68,8 +68,7 @@ class References:
     @torch.no_grad()
     def __call__(self, batch: PairBatch) -> Reference:
         """The reference of a batch, without autograd history."""
-        with quick_attention(self.subject, batch.clean.shape[1]):
-            baselines, prefix = self._run(batch) if self.ablation.is_run else self._at_positions(batch)
+        baselines, prefix = self._run(batch) if self.ablation.is_run else self._at_positions(batch)
         return Reference(self._full[batch], self._empty[batch], baselines, prefix, lasting=batch in self)
 
     def __contains__(self, batch: PairBatch) -> bool:

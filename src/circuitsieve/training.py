@@ -96,9 +96,9 @@ class Training:
             step: its number in the phase.
             batch: the training pairs.
         """
-        reference = self.problem.train.references(batch)
         masks = self.phase.draw(step)
         with quick_attention(self.problem.train.subject, batch.clean.shape[1]):
+            reference = self.problem.train.references(batch)
             constants = None if self.constants is None else self.constants()
             logits = self.problem.train.logits(
                 self.problem.site_masks(masks), batch, reference, constants, last=True, lean=self.phase.lean
