@@ -19,7 +19,7 @@ from circuitsieve.effects import enough_batches
 from circuitsieve.evaluation import EvaluationConfig
 from circuitsieve.phases import phases
 from circuitsieve.problem import Problem
-from circuitsieve.selection import Checks, check_batches
+from circuitsieve.selection import Checks
 from circuitsieve.subject import Subject, frozen, quick_attention
 from circuitsieve.training import Training
 from circuitsieve.vocabulary import Granularity
@@ -76,9 +76,9 @@ def predict(
     with frozen(model):
         problem = Problem.of(Subject.of(model), pairs, config.replaced(ranking_looks=0))
         before = resident()
+        in_memory, kept = _kept_shares(problem)
         times = _Times.of(problem)
         test = batches(pairs.test, card.batch_size)
-        in_memory, kept = _kept_shares(problem)
         seconds = {
             "references": times.reference * _visited(problem, config),
             "effects of single nodes": (times.step + (1 - kept) * times.run) * _looks(problem, config),
@@ -153,7 +153,7 @@ def _check_passes(problem: Problem) -> int:
     done = sum(checks.due(step) for step in range(config.ranking_steps, config.steps))
     if config.pressure is not None:
         return done * len(checks.batches) + len(problem.validation.batches)
-    start = TRIES * len(check_batches(problem)) if config.ranking_steps else 0
+    start = TRIES * len(checks.batches) if config.ranking_steps else 0
     return done * len(checks.batches) + start + RANKINGS * TRIES * len(problem.validation.batches)
 
 

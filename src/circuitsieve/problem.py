@@ -79,10 +79,8 @@ class Bench:
         While constants are learned (`--ablation optimal`), the empty circuit of the training pairs is the one with the means
         that they start at; the controller corrects what that changes by the checks on validation pairs.
         """
-        circuit, full, empty = (
-            *(metric(values, batch.targets) for values in (logits, reference.full)),
-            reference.empty.metric,
-        )
+        circuit, full = (metric(values, batch.targets) for values in (logits, reference.full))
+        empty = reference.empty.metric
         candidates = batch.targets.candidates
         right, expected = (logit_difference(values, batch.targets) > 0 for values in (logits, reference.full))
         return Signals(

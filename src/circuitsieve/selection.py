@@ -124,8 +124,8 @@ class Checks:
 def final_cut(problem: Problem, ranking: Ranking, best: Check | None, *, quick: bool = False) -> Check:
     """The circuit to return: the last ranking, or that of the best check, cut where the budget is just met.
 
-    All validation pairs are looked at. Without a budget, or when `quick`, the last ranking is cut at 0, and the best check takes
-    its place if it is better.
+    All validation pairs are looked at. Without a budget the last ranking is cut at 0. When `quick`, no other cuts are tried than
+    that one and the best check's own.
     """
     steps, budgeted = problem.config.steps, problem.config.pressure is None
     chosen = try_cut(problem, ranking, 0.0, steps)
