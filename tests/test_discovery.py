@@ -2,18 +2,20 @@
 
 import copy
 import itertools
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from circuitsieve import ablations
+from circuitsieve import ablations, selection
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Example, Pairs, batches
+from circuitsieve.control import Signals
+from circuitsieve.data import Example, PairBatch, Pairs, batches
 from circuitsieve.discovery import Discovery, discover
 from circuitsieve.errors import DataError
 from circuitsieve.evaluation import evaluate
@@ -21,7 +23,7 @@ from circuitsieve.nodes import LEAVES
 from circuitsieve.pairs import Pair
 from circuitsieve.phase import falling
 from circuitsieve.phases import NOISE_FALLS, RANKED_REACH, FocusPhase, HardConcretePhase, phases
-from circuitsieve.problem import Problem, training_dtype
+from circuitsieve.problem import Bench, Problem, training_dtype
 from circuitsieve.ranking import RankingPhase
 from circuitsieve.selection import final_cut, try_cut
 from circuitsieve.subject import Subject
@@ -220,6 +222,50 @@ def test_the_final_cut_goes_on_from_the_ranking_of_the_best_check_where_that_is_
     assert chosen.circuit.size < 0.5 * min(early.circuit.size, alone.circuit.size)
     assert final_cut(problem, upside_down, early, quick=True).circuit.size == early.circuit.size
     assert final_cut(problem, found.ranking, early).step == CONFIG.steps
+
+
+def test_a_glance_saves_passes_and_finds_the_same_border(
+    planted: GPT2LMHeadModel, found: Discovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(batch_size=2))
+    passes: list[int] = []
+    measure = Bench.measure
+
+    def counted(self: Bench, circuit: Circuit, batches: Sequence[PairBatch] | None = None) -> Signals:
+        passes.append(len(self.batches if batches is None else batches))
+        return measure(self, circuit, batches)
+
+    monkeypatch.setattr(Bench, "measure", counted)
+    glancing, spent = final_cut(problem, found.ranking, None), sum(passes)
+    monkeypatch.setattr(selection, "glimpsed", lambda batches: (list(batches), []))
+    passes.clear()
+    exhaustive = final_cut(problem, found.ranking, None)
+    assert spent < 0.8 * sum(passes)
+    assert not glancing.at_a_glance
+    assert glancing.load == pytest.approx(float(problem.budget.load(measure(problem.validation, glancing.circuit))))
+    assert glancing.feasible
+    assert glancing.circuit.size == pytest.approx(exhaustive.circuit.size, rel=0.05)
+
+
+def test_a_second_ranking_that_cannot_win_is_tried_once(
+    planted: GPT2LMHeadModel, found: Discovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG)
+    upside_down = Ranking(problem.space, {g: -score for g, score in found.ranking.scores.items()})
+    worse = try_cut(problem, upside_down, -math.inf, 7)
+    tried: list[Circuit] = []
+    measure = Bench.measure
+    monkeypatch.setattr(
+        Bench,
+        "measure",
+        lambda self, circuit, batches=None: (tried.append(circuit), measure(self, circuit, batches))[1],
+    )
+    alone = final_cut(problem, found.ranking, None)
+    before = len(tried)
+    both = final_cut(problem, found.ranking, worse)
+    assert worse.feasible
+    assert both.circuit.size == alone.circuit.size
+    assert len(tried) == 2 * before + 1
 
 
 def test_without_a_ranking_gates_start_as_the_paper_does(planted: GPT2LMHeadModel) -> None:

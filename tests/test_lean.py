@@ -144,8 +144,9 @@ def test_sites_that_are_mostly_open_stay_whole() -> None:
 
 
 @pytest.mark.parametrize("kind", READS, ids=str)
-def test_a_site_may_be_closed_altogether(kind: SiteKind) -> None:
-    subject = shared("llama")
+@each_family
+def test_a_site_may_be_closed_altogether(family: str, kind: SiteKind) -> None:
+    subject = shared(family)
     masks = mostly_open(subject)
     left = {kind: torch.zeros_like(masks[kind], dtype=torch.bool)}
     reference = References(subject, Ablation.CORRUPTED)(BATCH)

@@ -83,7 +83,7 @@ def masked(
     behind: dict[Site, Edit] = {site: partial(_add, added, site) for site in lean_sites}
     with ExitStack() as contexts:
         for lean_site in lean_sites.values():
-            for narrowed in lean_site.narrowed:
+            for narrowed in (*lean_site.inputs, lean_site.reading):
                 contexts.enter_context(narrowed.in_force())
         contexts.enter_context(_edited(subject.architecture, edits, checkpointed, behind))
         yield

@@ -6,12 +6,13 @@ With W the weight of the projection that reads a site, b the baseline, m the mas
 
 so that x_closed need not be computed: the rows that would compute it are left out. An MLP shrinks neuron by neuron; attention
 loses whole key/value groups (a group goes when all its query heads are closed), and columns of its output projection
-head dim by head dim. Modules are not replaced: while a pass lasts, their weights are.
+head dim by head dim. Where all is closed one unit stays and is multiplied by 0: not every module runs with none. Modules are
+not replaced: while a pass lasts, their weights are.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,7 +60,20 @@ class LeanSite:
     """Where the open units stand among those that are computed: closed heads of a group that is open are computed too."""
     weight_closed: Float[Tensor, "width units"]
     """Of the projection, with 0 for the open units: multiplying by zeros is quicker than picking columns of every baseline."""
-    narrowed: tuple[Narrowed, ...]
+    reading: Narrowed
+    """The projection."""
+    inputs: tuple[Narrowed, ...]
+    """The modules before it."""
+
+    def muted(self) -> "LeanSite":
+        """The same, with its open units closed too."""
+        weight, module = self.reading.attributes["weight"], self.reading.module
+        whole = module.get_parameter("weight").detach()
+        return replace(
+            self,
+            reading=Narrowed(module, {"weight": torch.zeros_like(weight)}),
+            weight_closed=whole.t() if is_input_major(module) else whole,
+        )
 
     def of_closed(self, baseline: Float[Tensor, "*shape _"]) -> Float[Tensor, "*shape width"]:
         """What the closed units add to the projection's output."""
@@ -84,7 +98,11 @@ class Lean:
                 if worth[layer]:
                     site = Site(kind, layer)
                     narrow = _attention if kind is SiteKind.ATTN_READ else _mlp
-                    self.sites[site] = narrow(subject, site, units.cpu())
+                    units = units.cpu()
+                    if units.any():
+                        self.sites[site] = narrow(subject, site, units)
+                    else:
+                        self.sites[site] = narrow(subject, site, torch.arange(len(units)) == 0).muted()
 
 
 def picked(values: Tensor, units: Int[Tensor, " n"]) -> Tensor:
@@ -101,7 +119,7 @@ def _mlp(subject: Subject, site: Site, units: Bool[Tensor, " n"]) -> LeanSite:
 def _attention(subject: Subject, site: Site, units: Bool[Tensor, " n"]) -> LeanSite:
     space, counted = subject.space, subject.architecture.family.head_count
     groups = units.view(space.kv_heads, -1).any(dim=1)
-    if counted is None or not groups.any() or groups.all():
+    if counted is None or groups.all():
         return _lean_site(subject, site, units, torch.ones_like(units), ())
     heads = groups.repeat_interleave(space.heads // space.kv_heads)
     rows = {role: subject.rows(role)[heads if role == "q" else groups].flatten() for role in ("q", "k", "v")}
@@ -134,12 +152,12 @@ def _lean_site(
     dim = 0 if is_input_major(module) else 1
     opened = units.nonzero().flatten().to(weight.device)
     of_closed = weight.index_fill(dim, opened, 0)
-    reading = Narrowed(module, {"weight": weight.index_select(dim, opened)})
     return LeanSite(
         open=opened,
         among_computed=units[computed].nonzero().flatten().to(weight.device),
         weight_closed=of_closed.t() if is_input_major(module) else of_closed,
-        narrowed=(*inputs, reading),
+        reading=Narrowed(module, {"weight": weight.index_select(dim, opened)}),
+        inputs=inputs,
     )
 
 

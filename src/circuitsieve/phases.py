@@ -37,9 +37,6 @@ CLOSING_EVERY = 25
 """Steps: so often units are closed for good."""
 RANKED_PRESSURE = 0.1
 """The pressure at which ranked gates start."""
-RANKED_LOAD = 1.0
-"""The load at which ranked masks start. Nothing beyond the budget is allowed after that: too many gates that are closed find no
-way back at low learning rates."""
 RANKED_GAP = math.log(1.1)
 """The log of the load on validation pairs over that in training, at least: it grows while gates learn, and what was closed too
 much comes back too late."""
@@ -60,7 +57,7 @@ def phases(problem: Problem, now: Callable[[], Problem]) -> Iterator[Phase]:
     if config.ranking_steps:
         ranked = RankingPhase(problem)
         yield ranked
-        start = affordable_size(now(), ranked.ranking(), RANKED_LOAD)
+        start = affordable_size(now(), ranked.ranking())  # not beyond: gates closed too early find no way back
     if ranked is not None and Method(config.method) is Method.NESTED:
         yield FocusPhase(problem, ranked, start)
     else:

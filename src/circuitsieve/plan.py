@@ -19,17 +19,15 @@ from circuitsieve.effects import enough_batches
 from circuitsieve.evaluation import EvaluationConfig
 from circuitsieve.phases import phases
 from circuitsieve.problem import Problem
-from circuitsieve.selection import Checks
+from circuitsieve.selection import Checks, glimpsed
 from circuitsieve.subject import Subject, frozen, quick_attention
 from circuitsieve.training import Training
 from circuitsieve.vocabulary import Granularity
 
 ROUNDS = 3
 """Passes that are timed, after one that is not."""
-TRIES = 7
-"""Sizes that the search for a border tries, as a rule."""
-RANKINGS = 2
-"""Rankings that the final cut searches, at most."""
+TRIES, GLANCES = 4, 3
+"""Sizes that the search for a border tries on all pairs, and at a glance, as a rule."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +151,14 @@ def _check_passes(problem: Problem) -> int:
     done = sum(checks.due(step) for step in range(config.ranking_steps, config.steps))
     if config.pressure is not None:
         return done * len(checks.batches) + len(problem.validation.batches)
-    start = TRIES * len(checks.batches) if config.ranking_steps else 0
-    return done * len(checks.batches) + start + RANKINGS * TRIES * len(problem.validation.batches)
+    start = _search_passes(checks.batches) if config.ranking_steps else 0
+    judged = problem.validation.batches
+    return done * len(checks.batches) + start + _search_passes(judged) + 2 * len(judged)  # two rankings as they are
+
+
+def _search_passes(batches: Sequence[PairBatch]) -> int:
+    few, _ = glimpsed(batches)
+    return TRIES * len(batches) + GLANCES * len(few)
 
 
 def _card_passes(problem: Problem, test: Sequence[PairBatch], card: EvaluationConfig) -> int:

@@ -1,12 +1,15 @@
 """Choosing the circuit: checks on validation pairs during the run, and the final cut.
 
-Checks may cost a fixed share of the passes that training makes, counted, not timed; the final cut tries about six
-sizes. What is returned is the smallest feasible circuit seen, or else the one nearest to its budget.
+Checks may cost a fixed share of the passes that training makes, counted, not timed; the final cut costs about as much again.
+Sizes that are far from the border are told by a glance at a few pairs. What is returned is the smallest feasible circuit seen
+on all pairs, or else the one nearest to its budget.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.control import Signals
@@ -27,6 +30,11 @@ START_PRECISION = 1.15
 """The same ratio for it."""
 MAX_CHECKS = 12
 """So many checks during a run are enough."""
+GLANCE = 4
+"""A glance looks at one in so many batches."""
+CLEAR = 2.5
+"""A load is clear at a glance if it is beyond the limit, or within, by this factor: with 32 pairs, three more errors than the
+full model makes."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class Check:
     signals: Signals
     load: float
     """How much of the budget is used up: 1 at the limit; nan without a budget."""
+    at_a_glance: bool = False
+    """Whether a few pairs have told enough."""
 
     @property
     def feasible(self) -> bool:
@@ -72,13 +82,38 @@ def try_cut(
 def _measure(
     problem: Problem, circuit: Circuit, ranking: Ranking, step: int, batches: Sequence[PairBatch] | None = None
 ) -> Check:
-    signals = problem.validation.measure(circuit, batches)
+    return _checked(problem, circuit, ranking, step, problem.validation.measure(circuit, batches))
+
+
+def _checked(problem: Problem, circuit: Circuit, ranking: Ranking, step: int, signals: Signals) -> Check:
     load = float(problem.budget.load(signals)) if problem.config.pressure is None else math.nan
     return Check(step, circuit, ranking, signals, load)
 
 
-def affordable_size(problem: Problem, ranking: Ranking, load: float) -> float:
-    """About the smallest size at which a cut of a ranking costs so much of the budget, on the check pairs.
+def _glance(problem: Problem, ranking: Ranking, size: float, step: int, batches: Sequence[PairBatch]) -> Check:
+    """A cut measured on a few batches where these are clear, else on all of them."""
+    circuit = problem.circuit(ranking.cut(ranking.threshold_at(size)))
+    few, rest = glimpsed(batches)
+    signals = problem.validation.measure(circuit, few)
+    check = _checked(problem, circuit, ranking, step, signals)
+    if not rest:
+        return check
+    if not 1 / CLEAR < check.load < CLEAR:
+        return replace(check, at_a_glance=True)
+    share = sum(map(len, few)) / sum(map(len, batches))
+    others = problem.validation.measure(circuit, rest)
+    pooled = Signals(*(torch.lerp(b, a, share) for a, b in zip(signals, others, strict=True)))
+    return _checked(problem, circuit, ranking, step, pooled)
+
+
+def glimpsed(batches: Sequence[PairBatch]) -> tuple[list[PairBatch], list[PairBatch]]:
+    """The batches of a glance, and the others: none where there are too few for a glance."""
+    each = GLANCE if len(batches) >= GLANCE else 1
+    return list(batches[::each]), [batch for i, batch in enumerate(batches) if i % each]
+
+
+def affordable_size(problem: Problem, ranking: Ranking) -> float:
+    """About the smallest size at which a cut of a ranking keeps the budget, on the check pairs.
 
     Without a budget: the size of the cut at 0.
     """
@@ -87,7 +122,7 @@ def affordable_size(problem: Problem, ranking: Ranking, load: float) -> float:
     batches = check_batches(problem)
 
     def affordable(size: float) -> bool:
-        return try_cut(problem, ranking, ranking.threshold_at(size), 0, batches).load <= load
+        return _glance(problem, ranking, size, 0, batches).feasible
 
     return smallest_feasible(affordable, TYPICAL_SIZE, 1 / problem.space.units, START_PRECISION)
 
@@ -127,34 +162,42 @@ def final_cut(problem: Problem, ranking: Ranking, best: Check | None, *, quick: 
     All validation pairs are looked at. Without a budget the last ranking is cut at 0. When `quick`, no other cuts are tried than
     that one and the best check's own.
     """
-    steps, budgeted = problem.config.steps, problem.config.pressure is None
-    chosen = try_cut(problem, ranking, 0.0, steps)
-    if not budgeted:
+    chosen = try_cut(problem, ranking, 0.0, problem.config.steps)
+    if problem.config.pressure is not None:
         return chosen
-    starts = [(problem, chosen)]
-    if best is not None and best.feasible:
-        then = problem.with_constants(best.circuit.constants)
-        starts.append((then, _measure(then, best.circuit, best.ranking, best.step)))
     if not quick:
-        starts = [(then, _smallest_cut(then, start)) for then, start in starts]
-    for _, check in starts:
-        if check.better_than(chosen):
-            chosen = check
-    return chosen
+        chosen = _smallest_cut(problem, chosen)
+    if best is None or not best.feasible:
+        return chosen
+    then = problem.with_constants(best.circuit.constants)
+    if len(check_batches(problem)) < len(problem.validation.batches):
+        best = _measure(then, best.circuit, best.ranking, best.step)
+    if not quick:
+        best = _smallest_cut(then, best, rival=chosen)
+    return best if best.better_than(chosen) else chosen
 
 
-def _smallest_cut(problem: Problem, start: Check) -> Check:
-    """The best of the cuts of a ranking around a first one."""
-    chosen = start
+def _smallest_cut(problem: Problem, start: Check, rival: Check | None = None) -> Check:
+    """The best of the cuts of a ranking around a first one; where it cannot beat a smaller rival, the first one."""
+    chosen, batches = start, problem.validation.batches
 
-    def feasible(size: float) -> bool:
+    def note(check: Check) -> bool:
         nonlocal chosen
-        check = try_cut(problem, start.ranking, start.ranking.threshold_at(size), start.step)
-        if check.better_than(chosen):
+        if not check.at_a_glance and check.better_than(chosen):
             chosen = check
         return check.feasible
 
-    smallest_feasible(feasible, start.circuit.size, 1 / problem.space.units, CUT_PRECISION, known=start.feasible)
+    def feasible(size: float) -> bool:
+        return note(_glance(problem, start.ranking, size, start.step, batches))
+
+    size, known = start.circuit.size, start.feasible
+    if rival is not None and rival.feasible and size > rival.circuit.size / CUT_PRECISION:
+        size, known = rival.circuit.size / CUT_PRECISION, feasible(rival.circuit.size / CUT_PRECISION)
+        if not known:
+            return chosen
+    found = smallest_feasible(feasible, size, 1 / problem.space.units, CUT_PRECISION, known=known)
+    if found < chosen.circuit.size or not chosen.feasible:  # its last look was a glance
+        note(try_cut(problem, start.ranking, start.ranking.threshold_at(found), start.step))
     return chosen
 
 
