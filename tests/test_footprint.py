@@ -15,7 +15,7 @@ from models import LAYERS, VOCABULARY, WIDTH, each_family, random_examples, shar
 EXAMPLES = random_examples([7] * 12)
 PAIRS = Pairs(tuple(EXAMPLES), tuple(EXAMPLES[:4]), ())
 PAIRS_A_BATCH = 4
-NUMBERS = Footprint(layers=10, layer=100, layer_input=7, rest=50, baselines=30, said=1000)
+NUMBERS = Footprint(layers=10, layer=100, layer_input=7, rest=50, baselines=30, narrow_baselines=15, said=1000)
 
 
 def problem_of(family: str, **settings: object) -> Problem:
@@ -53,8 +53,8 @@ def test_what_steps_keep_grows_with_the_batch_and_is_counted_on_one_pair(family:
 
 def test_a_step_of_layers_run_again_keeps_their_inputs_and_one_of_them() -> None:
     assert NUMBERS.step(0) == 10 * 100 + 100 + 50 + 30
-    assert NUMBERS.step(4) == 6 * 100 + 4 * 7 + 2 * 100 + 50 + 30
-    assert NUMBERS.step(10) == 10 * 7 + 2 * 100 + 50 + 30
+    assert NUMBERS.step(4) == 6 * 100 + 4 * 7 + 2 * 100 + 50 + 15
+    assert NUMBERS.step(10) == 10 * 7 + 2 * 100 + 50 + 15
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_a_step_of_layers_run_again_keeps_their_inputs_and_one_of_them() -> None
     [
         (5000, 0, 5000 - 1000 - 1180),
         (1000 + 1180, 0, 0),
-        (1000 + 1179, 2, 1179 - 1094),  # the first layer run again only costs
-        (1000 + 400, 10, 50),
+        (1000 + 1179, 1, 1179 - 1172),  # for its activations are kept in fewer bits
+        (1000 + 400, 10, 65),
         (1000 + 10, 10, 0),
         (0, 10, 0),
     ],
@@ -89,7 +89,9 @@ def test_a_search_without_memory_runs_layers_again_and_finds_the_same(checkpoint
         tight, ample = Training(problem), Training(plenty)
         assert not tight.run()
         assert not ample.run()
+    precision = 2**-8 if expected else 1e-5  # activations in bfloat16, or as they are
     for one, other in zip(tight.history, ample.history, strict=True):
-        assert one["kl"] == pytest.approx(other["kl"], rel=1e-5)
+        assert one["kl"] == pytest.approx(other["kl"], rel=precision)
     ours, theirs = tight.phase.ranking().scores, ample.phase.ranking().scores
-    assert all(torch.allclose(ours[g], theirs[g], atol=1e-5) for g in ours)
+    spread = max(float(scores.max() - scores.min()) for scores in theirs.values())
+    assert all(torch.allclose(ours[g], theirs[g], atol=precision * spread) for g in ours)

@@ -90,3 +90,35 @@ def test_baselines_go_on_the_way_where_nothing_needs_them_later(settings: dict[s
         again = problem.train.logits(problem.site_masks(masks), batch, problem.train.references(batch), last=True)
     assert torch.equal(first, last)
     assert torch.equal(first, again)
+
+
+@each_family
+def test_where_layers_are_run_again_training_keeps_half_the_bits_and_judging_all(family: str):
+    config = DiscoveryConfig(training_dtype="model")
+    whole, half = (
+        Problem.of(shared(family), PAIRS, config.replaced(memory="0MB", checkpointing=c)) for c in ("none", "all")
+    )
+    batch = whole.train.batches[0]
+    own = whole.subject.model.dtype
+    logits, gradients = [], []
+    for problem in (whole, half):
+        masks = {
+            g: m.requires_grad_()
+            for g, m in random_masks(problem.space, 3, soft=True).items()
+            if g in problem.granularities
+        }
+        reference = problem.train.references(batch)
+        expected = torch.bfloat16 if problem is half else own
+        assert {baseline.dtype for baseline in reference.baselines.values()} == {expected}
+        assert {b.dtype for b in problem.validation.references(problem.validation.batches[0]).baselines.values()} == {
+            own
+        }
+        found = problem.train.logits(problem.site_masks(masks), batch, reference)
+        found.square().sum().backward()
+        logits.append(found.detach())
+        gradients.append(torch.cat([m.grad.flatten() for m in masks.values() if m.grad is not None]))
+    bits = 2**-8  # of bfloat16
+    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=8 * bits * float(logits[0].abs().max()))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=8 * bits * float(gradients[0].abs().max()))
+    if own == torch.float32:
+        assert not torch.equal(logits[0], logits[1])

@@ -123,7 +123,7 @@ class DiscoveryConfig:
 
     checkpointing: str = "auto"
     """Which layers are run again in the backward pass, instead of keeping what they computed: auto (as many as the memory
-    asks for), none or all."""
+    asks for), none or all. Corrupted activations of a float32 training are then kept in bfloat16."""
 
     shrinking: str = "off"
     """Whether training leaves out of its passes what is closed for good: on or off."""

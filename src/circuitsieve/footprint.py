@@ -32,6 +32,8 @@ class Footprint:
     """What the step keeps beside the layers: above all, logits."""
     baselines: int
     """The corrupted activations of one batch."""
+    narrow_baselines: int
+    """The same, as they are where layers are run again (`narrowest`)."""
     said: int
     """What the full model says about all training pairs."""
 
@@ -39,7 +41,12 @@ class Footprint:
         """The peak of a step above what is there between steps, with so many layers run again in the backward pass."""
         kept = (self.layers - checkpointed) * self.layer + checkpointed * self.layer_input
         under_way = self.layer if checkpointed == 0 else 2 * self.layer
-        return kept + under_way + self.rest + self.baselines
+        return kept + under_way + self.rest + (self.narrow_baselines if checkpointed else self.baselines)
+
+
+def narrowest(dtype: torch.dtype) -> torch.dtype:
+    """What corrupted activations are kept in where memory is so short that layers are run again: bfloat16 for float32."""
+    return torch.bfloat16 if dtype == torch.float32 else dtype
 
 
 @dataclass(frozen=True)
@@ -82,13 +89,15 @@ def footprint_of(references: References, batches: Sequence[PairBatch], site_mask
     _, width = subject.space.shape(Granularity.ATTN_OUT_DIM)
     tokens = pair.clean.shape[1] - (reference.prefix.tokens if reference.prefix else 0)
     baselines = sum(tensor.nbytes for tensor in reference.baselines.values()) if references.ablation.is_run else 0
+    dtype = subject.model.dtype
     pairs = len(largest)
     return Footprint(
         layers=subject.space.layers,
         layer=pairs * (kept[0] - kept[1]) // subject.space.layers,
-        layer_input=pairs * tokens * width * subject.model.dtype.itemsize,
+        layer_input=pairs * tokens * width * dtype.itemsize,
         rest=pairs * kept[1],
         baselines=pairs * baselines,
+        narrow_baselines=pairs * baselines * narrowest(dtype).itemsize // dtype.itemsize,
         said=sum(map(len, batches)) * reference.full.nbytes,
     )
 

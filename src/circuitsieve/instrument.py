@@ -32,15 +32,15 @@ _WRITES = (SiteKind.ATTN_WRITE, SiteKind.MLP_WRITE)
 
 
 @contextmanager
-def record(subject: Subject, sites: Iterable[Site]) -> Iterator[Activations]:
-    """Record the activations at sites, detached, in the model's dtype. A second forward pass overwrites the first."""
+def record(subject: Subject, sites: Iterable[Site], dtype: torch.dtype | None = None) -> Iterator[Activations]:
+    """Record the activations at sites, detached, in the model's dtype or another. A second forward pass overwrites the first."""
     recorded: Activations = {}
-    with _edited(subject.architecture, {site: partial(_keep, recorded, site) for site in sites}):
+    with _edited(subject.architecture, {site: partial(_keep, recorded, dtype, site) for site in sites}):
         yield recorded
 
 
-def _keep(recorded: Activations, site: Site, activation: Tensor) -> None:
-    recorded[site] = activation.detach()
+def _keep(recorded: Activations, dtype: torch.dtype | None, site: Site, activation: Tensor) -> None:
+    recorded[site] = activation.detach().to(dtype or activation.dtype)
 
 
 @contextmanager

@@ -180,7 +180,9 @@ def _card_bytes(problem: Problem, judged: Sequence[PairBatch], card: EvaluationC
 def _all_activations(problem: Problem) -> int:
     """Bytes of the corrupted activations of all training pairs."""
     largest = max(batch.clean.numel() for batch in problem.train.batches)
-    return problem.footprint.baselines * sum(batch.clean.numel() for batch in problem.train.batches) // largest
+    footprint = problem.footprint
+    each = footprint.narrow_baselines if problem.train.checkpointed else footprint.baselines
+    return each * sum(batch.clean.numel() for batch in problem.train.batches) // largest
 
 
 def _kept_shares(problem: Problem) -> tuple[float, float]:

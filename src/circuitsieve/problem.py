@@ -17,7 +17,7 @@ from circuitsieve.config import DiscoveryConfig, bytes_of
 from circuitsieve.control import Budget, Signals
 from circuitsieve.data import PairBatch, Pairs, batches
 from circuitsieve.errors import DataError
-from circuitsieve.footprint import Footprint, divide, footprint_of
+from circuitsieve.footprint import Footprint, divide, footprint_of, narrowest
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.lean import Lean
 from circuitsieve.masks import BoolMasks, Masks
@@ -145,6 +145,8 @@ class Problem:
         footprint = footprint_of(learning, train, _soft_masks(subject, config))
         memory, disk = (bytes_of(name, getattr(config, name)) for name in ("memory", "disk"))
         division = divide(footprint, int((1 - VALIDATION_MEMORY) * memory), config.checkpointing)
+        if division.checkpointed:
+            learning.dtype = narrowest(learner.model.dtype)
         learning.store = Store(division.kept, int((1 - VALIDATION_MEMORY) * disk))
         judging.store = Store(int(VALIDATION_MEMORY * memory), int(VALIDATION_MEMORY * disk))
         problem = cls(

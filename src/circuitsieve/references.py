@@ -49,6 +49,7 @@ class References:
         constants: Activations | None = None,
         kinds: Sequence[SiteKind] = tuple(SiteKind),
         store: Store | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """
         Args:
@@ -57,10 +58,11 @@ class References:
             constants: the baselines of every site where the ablation is no run.
             kinds: the sites at which baselines will be needed.
             store: where activations are kept between calls; they are not kept without one.
+            dtype: what activations are rounded to; as they are without one.
         """
         self.subject, self.ablation, self.constants, self.kinds = subject, ablation, constants, tuple(kinds)
         self.sites = [site for site in subject.architecture.sites() if site.kind in kinds]
-        self.store = store or Store(0)
+        self.store, self.dtype = store or Store(0), dtype
         self._full: dict[PairBatch, Tensor] = {}
         self._empty: dict[PairBatch, PairMetrics] = {}
         self._kept: dict[PairBatch, _Run] = {}
@@ -77,11 +79,13 @@ class References:
 
     def keeping_nothing(self) -> "References":
         """The same, without what is kept and without room for it."""
-        return References(self.subject, self.ablation, constants=self.constants, kinds=self.kinds)
+        return References(self.subject, self.ablation, constants=self.constants, kinds=self.kinds, dtype=self.dtype)
 
     def with_constants(self, constants: Activations | None) -> "References":
         """The same with other constants."""
-        other = References(self.subject, self.ablation, constants=constants, kinds=self.kinds, store=self.store)
+        other = References(
+            self.subject, self.ablation, constants=constants, kinds=self.kinds, store=self.store, dtype=self.dtype
+        )
         other._full = self._full
         return other
 
@@ -91,7 +95,7 @@ class References:
             return self._kept[batch]
         shared = shared_tokens(self.subject, batch)
         prefix = Prefix.of(self.subject, batch.clean[:, :shared]) if shared else None
-        with record(self.subject, self.sites) as baselines:
+        with record(self.subject, self.sites, self.dtype) as baselines:
             logits = answer_logits(self.subject, batch.corrupted, batch.positions, prefix)
         run = _Run(baselines, prefix)
         if batch not in self._full:
