@@ -1,17 +1,21 @@
-"""A whole discovery, validation and final cut included, against as many bare forward and backward passes as it has steps.
+"""Whole discoveries, validation and final cut included, against as many bare forward and backward passes as they have steps.
 
-    python benchmarks/end_to_end.py --model smollm2 --task ioi --max-kl 0.5 --out benchmarks/results/end-to-end.json
+    python benchmarks/end_to_end.py --max-kl 0.5 --ways shrinking=off shrinking=on --out benchmarks/results/end-to-end.json
+    python benchmarks/end_to_end.py --ways training_dtype=auto training_dtype=model --out benchmarks/results/precision.json
 
-Bare passes are timed in the same process, on training batches spread over all lengths, in the model's own dtype and in that of
-the training. Each way of searching is run once per seed. Prints a table, writes JSON with the machine, the versions and the
-command.
+A way is settings of the configuration, as NAME=VALUE[,NAME=VALUE]; all are run with every seed, one after the other, and
+compared in cost and in what they find. Bare passes are timed in the same process before each run, on training batches spread over
+all lengths, in the model's own dtype and in that of the training. Prints a table, writes JSON with the machine, the versions
+and the command.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 from surroundings import surroundings  # before all that reads the environment when it is imported
 
@@ -24,6 +28,7 @@ from torch import nn
 from circuitsieve import DiscoveryConfig, TaskOptions, discover, load_model, load_task
 from circuitsieve.data import Pairs
 from circuitsieve.evaluation import evaluate
+from circuitsieve.models import LoadedModel
 from circuitsieve.problem import Problem
 from circuitsieve.subject import Subject, frozen
 from step_cost import bare_step, seconds
@@ -39,7 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--task", default="ioi")
     parser.add_argument("--max-kl", type=float, default=0.5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--shrinking", nargs="+", choices=["on", "off"], default=["on", "off"])
+    parser.add_argument("--ways", nargs="+", default=["shrinking=off", "shrinking=on"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
@@ -61,44 +66,55 @@ def bare_seconds(model: nn.Module, pairs: Pairs, config: DiscoveryConfig, device
     return found
 
 
+def configured(way: str, max_kl: float, seed: int) -> DiscoveryConfig:
+    """The configuration of a way."""
+    settings: dict[str, Any] = {"max_kl": max_kl, "seed": seed}
+    for word in way.split(","):
+        name, _, value = word.partition("=")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = value
+    return DiscoveryConfig.from_dict(settings, source=f"way {way}")
+
+
+def one_run(loaded: LoadedModel, pairs: Pairs, config: DiscoveryConfig, device: str) -> dict[str, Any]:
+    """One discovery: its cost, and its circuit on test pairs."""
+    bare = bare_seconds(loaded.model, pairs, config, device)
+    start = time.perf_counter()
+    found = discover(loaded.model, pairs, config)
+    took = time.perf_counter() - start
+    steps = found.history
+    card = evaluate(loaded.model, found.circuit, pairs.test)
+    return {
+        "seconds": took,
+        "seconds_of_steps": steps[-1]["seconds"] - steps[0]["seconds"],
+        "bare": bare,
+        "ratios": {dtype: took / (config.steps * each) for dtype, each in bare.items()},
+        "size": found.circuit.size,
+        "validation_kl": float(found.check.signals.kl),
+        "test_kl": card["test.kl"],
+        "test_accuracy": card["test.accuracy"],
+    }
+
+
 def main() -> None:
-    """Run every search, print the table, write the results."""
+    """Run every search, print the table, write the results after each."""
     options = arguments()
     loaded = load_model(options.model, device=options.device)
-    rows: list[dict[str, object]] = []
-    for seed in options.seeds:
-        pairs = load_task(options.task, loaded.tokenizer, TaskOptions(seed=seed))
-        for shrinking in options.shrinking:
-            config = DiscoveryConfig(max_kl=options.max_kl, shrinking=shrinking, seed=seed)
-            bare = bare_seconds(loaded.model, pairs, config, options.device)
-            start = time.perf_counter()
-            found = discover(loaded.model, pairs, config)
-            took = time.perf_counter() - start
-            card = evaluate(loaded.model, found.circuit, pairs.test)
-            ratios = {dtype: took / (config.steps * each) for dtype, each in bare.items()}
-            rows.append(
-                {
-                    "seed": seed,
-                    "shrinking": shrinking,
-                    "seconds": took,
-                    "bare": bare,
-                    "ratios": ratios,
-                    "size": found.circuit.size,
-                    "validation_kl": float(found.check.signals.kl),
-                    "test_kl": card["test.kl"],
-                    "test_accuracy": card["test.accuracy"],
-                }
-            )
-            print(json.dumps(rows[-1]), flush=True)
+    about, rows = surroundings(), []
     table = Table(title=f"{options.model}, {options.task}, max KL {options.max_kl}", title_justify="left")
-    for heading in ("seed", "shrinking", "seconds", "against steps x bare, by dtype", "size", "test KL", "accuracy"):
+    for heading in ("seed", "way", "seconds", "against steps x bare, by dtype", "size", "test KL", "accuracy"):
         table.add_column(heading, justify="right")
-    for row in rows:
-        ratios = ", ".join(f"{ratio:.2f} ({dtype})" for dtype, ratio in dict(row["ratios"]).items())  # type: ignore[call-overload]
-        figures = [f"{row[name]:.3f}" for name in ("size", "test_kl", "test_accuracy")]
-        table.add_row(str(row["seed"]), str(row["shrinking"]), f"{row['seconds']:.0f}", ratios, *figures)
+    for seed, way in itertools.product(options.seeds, options.ways):
+        pairs = load_task(options.task, loaded.tokenizer, TaskOptions(seed=seed))
+        found = one_run(loaded, pairs, configured(way, options.max_kl, seed), options.device)
+        rows.append({"seed": seed, "way": way, **found})
+        ratios = ", ".join(f"{ratio:.2f} ({dtype})" for dtype, ratio in found["ratios"].items())
+        figures = [f"{found[name]:.3f}" for name in ("size", "test_kl", "test_accuracy")]
+        table.add_row(str(seed), way, f"{found['seconds']:.0f}", ratios, *figures)
+        options.out.write_text(json.dumps({**about, "runs": rows}, indent=2) + "\n")
     Console().print(table)
-    options.out.write_text(json.dumps({**surroundings(), "runs": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
