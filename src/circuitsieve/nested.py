@@ -21,6 +21,7 @@ REACH = 20.0
 SMALLEST_START = 1e-3
 """Standard deviation of the scores at the start: enough that no two tie, too little to matter."""
 
+Size = float | Float[Tensor, ""]
 Summed = Callable[[Scores], Scores]
 """From the scores of nodes to those of units and of what else has no children (`NodeSpace.summed`)."""
 
@@ -67,8 +68,8 @@ class Nested(nn.Module):
     def _nearly_equal(self, shape: Sequence[int]) -> Tensor:
         return SMALLEST_START * torch.randn(tuple(shape), generator=self._generator)
 
-    def draw(self, size: float, temperature: float, *, hard: bool = False) -> Masks:
-        """Masks of units (and out dims, where they have scores) at a size; differentiable.
+    def draw(self, size: Size, temperature: float, *, hard: bool = False) -> Masks:
+        """Masks of units (and out dims, where they have scores) at a size; differentiable. Never waits for the device.
 
         Args:
             size: the share of all units that is kept: the masks of the units sum to it.
@@ -85,7 +86,7 @@ class Nested(nn.Module):
         return masks
 
     @torch.no_grad()
-    def ranking(self, size: float) -> dict[Granularity, Float[Tensor, "#layers _"]]:
+    def ranking(self, size: Size) -> dict[Granularity, Float[Tensor, "#layers _"]]:
         """Summed scores on the CPU, shifted so that the cut at 0 has the size."""
         scores, units = self._units()
         threshold = _cut_between(units, kept=self._kept(size, units))
@@ -96,9 +97,10 @@ class Nested(nn.Module):
         scores = self.summed(self.scores())
         return scores, torch.cat([score.flatten() for g, score in scores.items() if g in UNIT_GRANULARITIES])
 
-    def _kept(self, size: float, units: Float[Tensor, " units"]) -> float:
+    def _kept(self, size: Size, units: Float[Tensor, " units"]) -> Float[Tensor, ""]:
         """How many of the units with scores a size keeps."""
-        return min(max(size * self.all_units - (self.all_units - len(units)), 0.0), float(len(units)))
+        share = torch.as_tensor(size, dtype=units.dtype, device=units.device)
+        return (share * self.all_units - (self.all_units - len(units))).clamp(0, len(units))
 
 
 def _at_threshold(
@@ -116,8 +118,8 @@ def _at_threshold(
     return threshold + (shares * (units - units.detach())).sum()
 
 
-def _bisected(units: Float[Tensor, " units"], *, kept: float, temperature: float) -> Float[Tensor, ""]:
-    """Where soft masks sum to `kept`. Every step stays on the device."""
+def _bisected(units: Float[Tensor, " units"], *, kept: Float[Tensor, ""], temperature: float) -> Float[Tensor, ""]:
+    """Where soft masks sum to `kept`."""
     low, high = units.min() - REACH * temperature, units.max() + REACH * temperature
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
@@ -126,10 +128,9 @@ def _bisected(units: Float[Tensor, " units"], *, kept: float, temperature: float
     return (low + high) / 2
 
 
-def _cut_between(units: Float[Tensor, " units"], *, kept: float) -> Float[Tensor, ""]:
-    """Half way between the last score that is kept and the first that is not."""
-    count = min(max(round(kept), 0), len(units))
-    best = units.topk(min(count + 1, len(units))).values
-    if count == 0:
-        return best[0] + 1
-    return best[-1] - 1 if count == len(units) else (best[count - 1] + best[count]) / 2
+def _cut_between(units: Float[Tensor, " units"], *, kept: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Half way between the last score that is kept and the first that is not; 1 beyond the extreme where all are or none is."""
+    best = units.sort(descending=True).values
+    bounded = torch.cat([best[:1] + 2, best, best[-1:] - 2])
+    count = kept.round().long()
+    return bounded.index_select(0, torch.stack([count, count + 1])).mean()

@@ -100,8 +100,8 @@ class FocusPhase(Phase):
     def ranking(self) -> Ranking:
         return Ranking(self.problem.space, self.nested.ranking(self._size()))
 
-    def _size(self) -> float:
-        return 1 / float(self.control.effort)
+    def _size(self) -> Tensor:
+        return 1 / self.control.effort
 
 
 class HardConcretePhase(Phase):

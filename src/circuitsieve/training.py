@@ -133,7 +133,7 @@ class Training:
 
 
 def _numbers(measured: Mapping[str, Tensor], step: int) -> dict[str, int | float]:
-    """Plain numbers of a step: here the loop waits for the device (and in `FocusPhase`, whose hard cut needs its size).
+    """Plain numbers of a step: here alone the loop waits for the device.
 
     Raises:
         ModelError: the loss is not finite.
