@@ -41,6 +41,7 @@ def test_budget_is_a_kl_of_one_tenth_unless_another_is_given():
     assert DiscoveryConfig().max_kl == 0.1
     assert DiscoveryConfig(min_faithfulness=0.9).max_kl is None
     assert DiscoveryConfig(pressure=2.0).max_kl is None
+    assert DiscoveryConfig(size=0.1).max_kl is None
 
 
 def test_new_budget_takes_the_place_of_the_old_one():
@@ -49,6 +50,9 @@ def test_new_budget_takes_the_place_of_the_old_one():
     assert config.replaced(max_kl=0.5) == DiscoveryConfig(max_kl=0.5, steps=7)
     with pytest.raises(ConfigError, match="budget: found max_kl and min_faithfulness, expected one of them"):
         config.replaced(max_kl=0.5, min_faithfulness=0.9)
+    sized = DiscoveryConfig(size=0.2, size_by="parameters")
+    assert sized.replaced(size=0.1, size_by="parameters").size_by == "parameters"
+    assert sized.replaced(max_kl=0.5) == DiscoveryConfig(max_kl=0.5)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +60,8 @@ def test_new_budget_takes_the_place_of_the_old_one():
     [
         ({"stepz": 3}, "setting: found 'stepz', expected one of method, max_kl, min_faithfulness"),
         ({"max_kl": 0.1, "pressure": 1.0}, "budget: found max_kl and pressure, expected one of them"),
+        ({"size_by": "parameters"}, "size_by: found parameters and no size, expected `size` with it"),
+        ({"size_by": "neurons", "size": 0.1}, "size_by: found 'neurons', expected one of units, parameters"),
         ({"granularities": []}, "granularities: found none, expected at least one of layer, attn_block"),
         ({"granularities": ["heads"]}, "granularities: found 'heads', expected one of layer,"),
         ({"granularities": ["neuron"]}, "did you mean 'mlp_neuron'?"),
@@ -104,7 +110,11 @@ WHOLE, ABOVE, NOT_BELOW = "a whole number", "a finite number above 0", "a finite
         ),
         *(("max_accuracy_drop", bad, ABOVE) for bad in (0, -0.1, NAN, INF)),
         *((setting, bad, NOT_BELOW) for setting in ("depth_factor", "lr_end") for bad in (-1, NAN, INF)),
-        *(("min_faithfulness", bad, "a number between 0 and 1") for bad in (0, 1, -0.5, 1.5, NAN)),
+        *(
+            (setting, bad, "a number between 0 and 1")
+            for setting in ("min_faithfulness", "size")
+            for bad in (0, 1, -0.5, 1.5, NAN)
+        ),
         *(("ranking_share", bad, "a number of at least 0 and below 1") for bad in (-0.1, 1, NAN)),
         *(
             ("ranking_sizes", bad, "two")

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from circuitsieve.control import Budget, BudgetController, ControlState, Signals
+from circuitsieve.control import Budget, BudgetController, ControlState, Signals, within
 
 
-def signals(kl: float = 0.0, faithfulness: float = 1.0, accuracy_drop: float = 0.0) -> Signals:
-    return Signals(*(torch.tensor(value) for value in (kl, 4.0 * faithfulness, 4.0, accuracy_drop)))
+def signals(kl: float = 0.0, faithfulness: float = 1.0, accuracy_drop: float = 0.0, size: float = 0.5) -> Signals:
+    return Signals(*(torch.tensor(value) for value in (kl, 4.0 * faithfulness, 4.0, accuracy_drop, size)))
 
 
 def settle(controller: BudgetController, plant: float, steps: int = 3000, start: float = 1.5) -> ControlState:
@@ -26,6 +26,15 @@ def test_the_effort_settles_where_the_kl_is_the_budget(plant: float, start: floa
     state = settle(BudgetController(Budget(max_kl=0.1), steps=100), plant, start=start)
     assert float(state.effort) == pytest.approx(0.1 / plant, rel=0.02)
     assert float(state.signals.kl) == pytest.approx(0.1, rel=0.02)
+
+
+@pytest.mark.parametrize("start", [1.0, 50.0])
+def test_the_effort_settles_where_the_size_is_the_budget(start: float) -> None:
+    controller = BudgetController(Budget(size=0.1), steps=100)
+    state = controller.initial()._replace(log_effort=torch.tensor(math.log(start)))
+    for step in range(3000):
+        state = controller.step(step, signals(kl=9.0, size=0.5 / float(state.effort)), state)
+    assert float(state.effort) == pytest.approx(5.0, rel=0.02)
 
 
 def test_a_gap_between_training_and_validation_moves_the_settling_point() -> None:
@@ -78,9 +87,23 @@ def test_the_moving_average_is_corrected_for_its_start() -> None:
         (Budget(min_faithfulness=0.9), signals(kl=9.0, faithfulness=0.95), 0.5),
         (Budget(min_faithfulness=0.9), signals(kl=9.0, faithfulness=1.2), 2.0),  # an overshoot is no better
         (Budget(max_kl=0.1, min_faithfulness=0.9), signals(kl=0.3, faithfulness=0.95), 3.0),
+        (Budget(size=0.2), signals(kl=9.0, accuracy_drop=1.0, size=0.1), 0.5),
     ],
 )
 def test_the_load_is_that_of_the_constraint_nearest_to_its_limit(
     budget: Budget, measured: Signals, load: float
 ) -> None:
     assert float(budget.load(measured)) == pytest.approx(load, rel=1e-5)
+
+
+def test_what_is_spent_within_a_budget_is_the_size_or_for_a_size_the_kl() -> None:
+    measured = signals(kl=0.3, size=0.1)
+    assert float(Budget(max_kl=1.0).spent(measured)) == pytest.approx(0.1)
+    assert float(Budget(size=0.2).spent(measured)) == pytest.approx(0.3)
+
+
+def test_a_load_at_the_limit_is_within_it() -> None:
+    assert within(1.0)
+    assert within(float(torch.tensor(0.1, dtype=torch.float32) / 0.1))
+    assert not within(1.001)
+    assert not within(math.nan)

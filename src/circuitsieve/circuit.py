@@ -18,6 +18,9 @@ from circuitsieve.masks import BoolMasks, Scores, counts, cut, equal
 from circuitsieve.nodes import Activations, NodeSpace, SiteMasks
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation, Granularity, SiteKind
 
+ROUNDING = 1e-9
+"""By which share a size may be passed: a share of whole units is no exact number."""
+
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
@@ -92,6 +95,14 @@ class Circuit:
         """The kept share of the head dims and MLP neurons."""
         return self.space.size(self.masks)
 
+    def share(self, measure: str) -> float:
+        """The kept share of all units or of all parameters.
+
+        Args:
+            measure: units (as `size`) or parameters.
+        """
+        return _share(self.space, self.masks, measure)
+
     @property
     def counts(self) -> dict[Granularity, tuple[int, int]]:
         """Kept and total nodes of each granularity."""
@@ -118,8 +129,8 @@ class Ranking:
         """Masks of the nodes that score above the threshold."""
         return cut(self.scores, threshold)
 
-    def threshold_at(self, size: float) -> float:
-        """The lowest threshold at which at most a share of the read-site units is kept, out dims cut at the same one.
+    def threshold_at(self, size: float, measure: str = "units") -> float:
+        """The lowest threshold at which at most a share is kept, of units or of parameters; out dims are cut at the same one.
 
         Raises:
             ConfigError: size lies outside (0, 1].
@@ -127,16 +138,23 @@ class Ranking:
         if not 0 < size <= 1:
             raise ConfigError(f"size: found {size}, expected a fraction above 0 and at most 1")
         thresholds: list[float] = [-torch.inf, *sorted(set(self.unit_scores().tolist()))]
-        allowed = (round(size * self.space.units) + 0.5) / self.space.units
-        return thresholds[bisect_left(thresholds, True, key=lambda t: self._size_at(t) <= allowed)]
+        allowed = size * (1 + ROUNDING)
+        return thresholds[bisect_left(thresholds, True, key=lambda t: self._share_at(t, measure) <= allowed)]
 
-    def _size_at(self, threshold: float) -> float:
-        return self.space.size({**self.space.full(), **self.cut(threshold)})
+    def _share_at(self, threshold: float, measure: str) -> float:
+        return _share(self.space, {**self.space.full(), **self.cut(threshold)}, measure)
 
     def unit_scores(self) -> Float[Tensor, " units"]:
         """Scores of all head dims, then of all MLP neurons, layer by layer."""
         scores, always = self.space.lowest(self.scores), torch.tensor(torch.inf)
         return torch.cat([scores.get(g, always.expand(self.space.shape(g))).flatten() for g in UNIT_GRANULARITIES])
+
+
+def _share(space: NodeSpace, masks: BoolMasks, measure: str) -> float:
+    if measure == "units":
+        return space.size(masks)
+    count = parameters(space, masks)
+    return count.kept / count.total
 
 
 def clean_up(masks: BoolMasks, space: NodeSpace, ablation: Ablation) -> dict[Granularity, Bool[Tensor, "#layers _"]]:

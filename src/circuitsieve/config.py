@@ -18,6 +18,8 @@ from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity
 
 _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
 """Prices that are not 0.5: `size` counts these units, and the mean over so many of them moves little per unit."""
+BUDGETS = ("max_kl", "min_faithfulness", "size", "pressure")
+MEASURES = ("units", "parameters")
 CHARGES = ("open", "all")
 SCHEDULES = ("constant", "linear", "cosine")
 SWITCH = ("on", "off")
@@ -38,6 +40,12 @@ class DiscoveryConfig:
 
     min_faithfulness: float | None = None
     """Budget: the faithfulness f must satisfy |1 - f| <= 1 - this, on validation pairs (circuits overshoot)."""
+
+    size: float | None = None
+    """Budget: the kept share, above 0 and below 1; the circuit is the best one of this size."""
+
+    size_by: str = "units"
+    """What `size` is a share of: units (head dims and MLP neurons) or parameters (of the projections, counted exactly)."""
 
     pressure: float | None = None
     """No budget: a fixed multiplier of the sparsity penalty, as the paper does it; the last circuit is taken."""
@@ -132,13 +140,16 @@ class DiscoveryConfig:
         object.__setattr__(self, "granularities", tuple(self.granularities))
         object.__setattr__(self, "init", tuple(map(float, self.init)))
         object.__setattr__(self, "ranking_sizes", tuple(map(float, self.ranking_sizes)))
-        budgets = [name for name in ("max_kl", "min_faithfulness", "pressure") if getattr(self, name) is not None]
+        budgets = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(budgets) > 1:
             raise ConfigError(f"budget: found {' and '.join(budgets)}, expected one of them")
         if not budgets:
             object.__setattr__(self, "max_kl", 0.1)
+        if self.size_by != "units" and self.size is None:
+            raise ConfigError(f"size_by: found {self.size_by} and no size, expected `size` with it")
         self._check_words()
         self._check_numbers()
+        self._check_ranges()
         self._check_ranking()
         for name in ("memory", "disk"):
             bytes_of(name, getattr(self, name))
@@ -159,6 +170,7 @@ class DiscoveryConfig:
             ("method", [str(m) for m in Method]),
             ("ablation", [str(a) for a in Ablation]),
             ("sampling", [str(s) for s in Sampling]),
+            ("size_by", list(MEASURES)),
             ("charge", list(CHARGES)),
             ("lr_schedule", list(SCHEDULES)),
             ("training_dtype", list(TRAINING_DTYPES)),
@@ -183,8 +195,12 @@ class DiscoveryConfig:
         ] + [(f"penalty {g}", price) for g, price in self.penalty.items()]:
             if not 0 <= value < float("inf"):
                 raise ConfigError(f"{name}: found {value}, expected a finite number of at least 0")
-        if self.min_faithfulness is not None and not 0 < self.min_faithfulness < 1:
-            raise ConfigError(f"min_faithfulness: found {self.min_faithfulness}, expected a number between 0 and 1")
+
+    def _check_ranges(self) -> None:
+        for name in ("min_faithfulness", "size"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ConfigError(f"{name}: found {value}, expected a number between 0 and 1")
         if self.hinge is not None and not math.isfinite(self.hinge):
             raise ConfigError(f"hinge: found {self.hinge}, expected a finite number")
         if len(list(self.init)) != 2 or not -math.inf < self.init[0] <= self.init[1] < math.inf:
@@ -227,9 +243,8 @@ class DiscoveryConfig:
 
     def replaced(self, **changes: Any) -> "DiscoveryConfig":
         """A copy with other values; a new budget takes the place of the old one."""
-        budgets = {"max_kl", "min_faithfulness", "pressure"}
-        if budgets & changes.keys():
-            changes = {**dict.fromkeys(budgets), **changes}
+        if changes.keys() & BUDGETS:
+            changes = {**dict.fromkeys(BUDGETS), "size_by": "units", **changes}
         return replace(self, **changes)
 
 

@@ -25,6 +25,8 @@ class Signals(NamedTuple):
     """The full model's metric above the empty circuit's."""
     accuracy_drop: Scalar
     """The full model's accuracy minus the circuit's."""
+    size: Scalar
+    """The kept share, by the measure that was asked for."""
 
     @property
     def faithfulness(self) -> Scalar:
@@ -32,25 +34,37 @@ class Signals(NamedTuple):
         return self.gained / self.reachable
 
 
+def within(load: float) -> bool:
+    """Whether a load keeps the budget, up to the rounding of float32."""
+    return load <= 1 + 1e-6
+
+
 @dataclass(frozen=True)
 class Budget:
-    """What a circuit may cost in behaviour. The load is 1 at the limit, above it beyond.
+    """What a circuit may cost: in behaviour, or in size. The load is 1 at the limit, above it beyond.
 
-    A budget on the KL alone can be met by a circuit that fails the task, so accuracy is watched with every budget.
+    A budget on the KL alone can be met by a circuit that fails the task, so accuracy is watched with every budget on behaviour.
     """
 
     max_kl: float | None = None
     min_faithfulness: float | None = None
+    size: float | None = None
     max_accuracy_drop: float = 0.03
 
     def load(self, signals: Signals) -> Scalar:
         """How much of the budget is used up, by the constraint that is nearest to its limit."""
+        if self.size is not None:
+            return signals.size / self.size
         loads = [signals.accuracy_drop / self.max_accuracy_drop]
         if self.max_kl is not None:
             loads.append(signals.kl / self.max_kl)
         if self.min_faithfulness is not None:
             loads.append((1 - signals.faithfulness).abs() / (1 - self.min_faithfulness))
         return torch.stack(loads).amax()
+
+    def spent(self, signals: Signals) -> Scalar:
+        """What is to be as small as possible within the budget: the size, or the KL where the size is given."""
+        return signals.size if self.size is None else signals.kl
 
 
 class ControlState(NamedTuple):
@@ -77,7 +91,8 @@ class ControlState(NamedTuple):
 
 @dataclass(frozen=True)
 class BudgetController:
-    """Integral control in log space: an effort that rises while the load is below 1 and falls while it is above.
+    """Integral control in log space: an effort that rises while the load is below 1 and falls while it is above (the other way
+    round where the load is a size, which effort makes smaller).
 
     The load of the sampled masks on training pairs is measured at every step, that of the circuit on validation pairs now
     and then. The controller follows the first, corrected by the ratio of the two when both were last seen.
@@ -110,7 +125,7 @@ class BudgetController:
         """The state before the first step."""
         zero = torch.zeros((), device=device)
         return ControlState(
-            Signals(zero, zero, zero, zero), 0.0, zero + math.log(self.start), zero + max(0.0, self.smallest_gap)
+            Signals(zero, zero, zero, zero, zero), 0.0, zero + math.log(self.start), zero + max(0.0, self.smallest_gap)
         )
 
     def step(self, step: int, measured: Signals, state: ControlState) -> ControlState:
@@ -119,6 +134,8 @@ class BudgetController:
         smoothed = Signals(*(keep * old + (1 - keep) * new for old, new in zip(state.smoothed, measured, strict=True)))
         after = state._replace(smoothed=smoothed, weight=keep * state.weight + 1 - keep)
         room = self.log_allowed(step) - self._log_load(after.signals) - state.log_gap
+        if self.budget.size is not None:
+            room = -room
         change = torch.where(room > 0, self.rise, self.fall) * room.clamp(-1, 1)
         return after._replace(log_effort=(state.log_effort + change).clamp_min(math.log(self.lowest)))
 

@@ -64,6 +64,10 @@ def phases(problem: Problem, now: Callable[[], Problem]) -> Iterator[Phase]:
         yield HardConcretePhase(problem, None if ranked is None else ranked.leaves(start))
 
 
+def _expected_gap(problem: Problem) -> float:
+    return BudgetController.smallest_gap if problem.config.size is not None else RANKED_GAP
+
+
 class FocusPhase(Phase):
     """Hard nested masks of one size, which a controller moves to where the budget is just met."""
 
@@ -76,7 +80,7 @@ class FocusPhase(Phase):
             self.steps,
             start=1 / start,
             slack=1.0,
-            smallest_gap=RANKED_GAP,
+            smallest_gap=_expected_gap(problem),
             lowest=1.0,
             rise=SIZE_RATE,
             fall=SIZE_RATE,
@@ -127,7 +131,9 @@ class HardConcretePhase(Phase):
         self.controller, self.first_noise = BudgetController(problem.budget, self.steps), 1.0
         if ranked is not None:
             self.gates.start_at(problem.space.lifted(ranked, problem.granularities), RANKED_REACH)
-            self.controller = replace(self.controller, start=RANKED_PRESSURE, slack=1.0, smallest_gap=RANKED_GAP)
+            self.controller = replace(
+                self.controller, start=RANKED_PRESSURE, slack=1.0, smallest_gap=_expected_gap(problem)
+            )
             self.first_noise = RANKED_NOISE
         self.control = self.controller.initial(problem.subject.device)
         self.ranked = ranked

@@ -151,6 +151,8 @@ def _check_passes(problem: Problem) -> int:
     done = sum(checks.due(step) for step in range(config.ranking_steps, config.steps))
     if config.pressure is not None:
         return done * len(checks.batches) + len(problem.validation.batches)
+    if config.size is not None:
+        return done * len(checks.batches) + 2 * len(problem.validation.batches)
     start = _search_passes(checks.batches) if config.ranking_steps else 0
     judged = problem.validation.batches
     return done * len(checks.batches) + start + _search_passes(judged) + 2 * len(judged)  # two rankings as they are

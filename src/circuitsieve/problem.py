@@ -3,6 +3,7 @@
 What training and selection share. Nothing here learns.
 """
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from circuitsieve.references import Reference, References
 from circuitsieve.screening import check_fit
 from circuitsieve.store import Store
 from circuitsieve.subject import Subject
-from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
+from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation, Granularity, SiteKind
 
 SMALLEST_EFFECT = 1e-3
 """Of the metric: a full model nearer than this to the empty circuit leaves no faithfulness to ask for."""
@@ -46,6 +47,8 @@ class Bench:
     batches: Sequence[PairBatch]
     checkpointed: int = 0
     """So many layers are run again in the backward pass."""
+    size_by: str = "units"
+    """How circuits are sized."""
 
     def logits(
         self,
@@ -73,8 +76,10 @@ class Bench:
         with masked(self.subject, site_masks, baselines, checkpointed=self.checkpointed, consume=consume, lean=lean):
             return answer_logits(self.subject, batch.clean, batch.positions, reference.prefix)
 
-    def signals(self, logits: Float[Tensor, "batch vocab"], batch: PairBatch, reference: Reference) -> Signals:
-        """What the budget looks at, from one batch of answer logits.
+    def signals(
+        self, logits: Float[Tensor, "batch vocab"], batch: PairBatch, reference: Reference, size: Float[Tensor, ""]
+    ) -> Signals:
+        """What the budget looks at, from one batch of answer logits and the size of the masks.
 
         While constants are learned (`--ablation optimal`), the empty circuit of the training pairs is the one with the means
         that they start at; the controller corrects what that changes by the checks on validation pairs.
@@ -88,6 +93,7 @@ class Bench:
             gained=(circuit - empty).mean(),
             reachable=(full - empty).mean(),
             accuracy_drop=(expected.float() - right.float()).mean(),
+            size=size,
         )
 
     @torch.no_grad()
@@ -95,9 +101,10 @@ class Bench:
         """The signals of a circuit over all pairs, or those of some batches."""
         weighted: list[Tensor] = []
         pairs = 0
+        size = torch.tensor(circuit.share(self.size_by), device=self.subject.device)
         for batch in self.batches if batches is None else batches:
             reference = self.references(batch)
-            signals = self.signals(self.logits(circuit.site_masks(), batch, reference), batch, reference)
+            signals = self.signals(self.logits(circuit.site_masks(), batch, reference), batch, reference, size)
             weighted.append(torch.stack(signals) * len(batch))
             pairs += len(batch)
         return Signals(*(torch.stack(weighted).sum(0) / pairs).unbind())
@@ -153,7 +160,7 @@ class Problem:
             subject,
             config,
             Bench(learner, learning, train, division.checkpointed),
-            Bench(subject, judging, validation),
+            Bench(subject, judging, validation, size_by=config.size_by),
             constants,
             footprint,
         )
@@ -179,7 +186,8 @@ class Problem:
     @property
     def budget(self) -> Budget:
         """What the circuit may cost."""
-        return Budget(self.config.max_kl, self.config.min_faithfulness, self.config.max_accuracy_drop)
+        config = self.config
+        return Budget(config.max_kl, config.min_faithfulness, config.size, config.max_accuracy_drop)
 
     def prices(self, masks: Masks) -> dict[Granularity, Float[Tensor, "#layers _"]]:
         """What each node costs while these masks are in force.
@@ -210,6 +218,12 @@ class Problem:
     def site_masks(self, masks: Masks) -> SiteMasks:
         """What masks of the searched granularities mean at the sites of a training pass."""
         return self.space.fold(self.space.compose(masks), self.ablation)
+
+    def drawn_size(self, masks: Masks) -> Float[Tensor, ""]:
+        """The kept share of the units while masks are in force."""
+        units = self.space.lowest({g: mask.detach() for g, mask in masks.items()})
+        kept = sum(units[g].sum() if g in units else math.prod(self.space.shape(g)) for g in UNIT_GRANULARITIES)
+        return torch.as_tensor(kept, device=self.subject.device) / self.space.units
 
     def with_constants(self, constants: Activations | None) -> "Problem":
         """The same problem with other constants, for validation and for the circuits to come."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from circuitsieve.circuit import Circuit, Ranking
-from circuitsieve.control import Signals
+from circuitsieve.control import Signals, within
 from circuitsieve.data import PairBatch
 from circuitsieve.problem import Problem
 
@@ -47,13 +47,15 @@ class Check:
     signals: Signals
     load: float
     """How much of the budget is used up: 1 at the limit; nan without a budget."""
+    spent: float
+    """What is to be as small as possible: the circuit's size, or its KL where the size is given."""
     at_a_glance: bool = False
     """Whether a few pairs have told enough."""
 
     @property
     def feasible(self) -> bool:
         """Whether the budget is met (never without one)."""
-        return self.load <= 1
+        return within(self.load)
 
     def summary(self) -> dict[str, int | float | None]:
         """How the circuit did on the validation pairs, as plain numbers."""
@@ -66,10 +68,10 @@ class Check:
         }
 
     def better_than(self, other: "Check | None") -> bool:
-        """Feasible before infeasible; among feasible ones the smaller, among others the one nearer to the budget."""
+        """Feasible before infeasible; among feasible ones the cheaper, among others the one nearer to the budget."""
         if other is None or self.feasible != other.feasible:
             return other is None or self.feasible
-        return self.circuit.size < other.circuit.size if self.feasible else self.load < other.load
+        return self.spent < other.spent if self.feasible else self.load < other.load
 
 
 def try_cut(
@@ -87,7 +89,7 @@ def _measure(
 
 def _checked(problem: Problem, circuit: Circuit, ranking: Ranking, step: int, signals: Signals) -> Check:
     load = float(problem.budget.load(signals)) if problem.config.pressure is None else math.nan
-    return Check(step, circuit, ranking, signals, load)
+    return Check(step, circuit, ranking, signals, load, float(problem.budget.spent(signals)))
 
 
 def _glance(problem: Problem, ranking: Ranking, size: float, step: int, batches: Sequence[PairBatch]) -> Check:
@@ -106,6 +108,12 @@ def _glance(problem: Problem, ranking: Ranking, size: float, step: int, batches:
     return _checked(problem, circuit, ranking, step, pooled)
 
 
+def sized(problem: Problem, ranking: Ranking) -> float:
+    """The threshold at which a ranking has the size that is asked for."""
+    assert problem.config.size is not None
+    return ranking.threshold_at(problem.config.size, problem.config.size_by)
+
+
 def glimpsed(batches: Sequence[PairBatch]) -> tuple[list[PairBatch], list[PairBatch]]:
     """The batches of a glance, and the others: none where there are too few for a glance."""
     each = GLANCE if len(batches) >= GLANCE else 1
@@ -113,12 +121,14 @@ def glimpsed(batches: Sequence[PairBatch]) -> tuple[list[PairBatch], list[PairBa
 
 
 def affordable_size(problem: Problem, ranking: Ranking) -> float:
-    """About the smallest size at which a cut of a ranking keeps the budget, on the check pairs.
+    """About the smallest size, in units, at which a cut of a ranking keeps the budget, on the check pairs.
 
     Without a budget: the size of the cut at 0.
     """
     if problem.config.pressure is not None:
         return problem.circuit(ranking.cut(0.0)).size
+    if problem.config.size is not None:
+        return problem.circuit(ranking.cut(sized(problem, ranking))).size
     batches = check_batches(problem)
 
     def affordable(size: float) -> bool:
@@ -162,8 +172,16 @@ def final_cut(problem: Problem, ranking: Ranking, best: Check | None, *, quick: 
     All validation pairs are looked at. Without a budget the last ranking is cut at 0. When `quick`, no other cuts are tried than
     that one and the best check's own.
     """
-    chosen = try_cut(problem, ranking, 0.0, problem.config.steps)
-    if problem.config.pressure is not None:
+    config = problem.config
+    if config.size is not None:
+        last = try_cut(problem, ranking, sized(problem, ranking), config.steps)
+        if best is None:
+            return last
+        then = problem.with_constants(best.circuit.constants)
+        early = try_cut(then, best.ranking, sized(problem, best.ranking), best.step)
+        return early if early.better_than(last) else last
+    chosen = try_cut(problem, ranking, 0.0, config.steps)
+    if config.pressure is not None:
         return chosen
     if not quick:
         chosen = _smallest_cut(problem, chosen)

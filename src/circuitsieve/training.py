@@ -103,7 +103,7 @@ class Training:
             logits = self.problem.train.logits(
                 self.problem.site_masks(masks), batch, reference, constants, last=True, lean=self.phase.lean
             )
-            signals = self.problem.train.signals(logits, batch, reference)
+            signals = self.problem.train.signals(logits, batch, reference, self.problem.drawn_size(masks))
             loss, margin = signals.kl, self.problem.config.hinge
             if margin is not None:
                 loss = loss + hinge(logit_difference(logits, batch.targets), margin).mean()

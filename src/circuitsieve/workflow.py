@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from circuitsieve import tasks
 from circuitsieve.config import DiscoveryConfig
+from circuitsieve.control import within
 from circuitsieve.data import Pairs, encode, encode_all
 from circuitsieve.discovery import Discovery, discover
 from circuitsieve.errors import RunError
@@ -183,7 +184,7 @@ def _with_run_facts(card: Card, folder: RunFolder, spent: Mapping[str, int | flo
         reasons[name] = "only measured where a run is discovered and evaluated in one go"
     facts = {
         "dropped_pairs": dropped_pairs,
-        "budget_met": None if load is None else int(load <= 1),
+        "budget_met": None if load is None else int(within(load)),
         **spent,
         "reasons": reasons,
     }
