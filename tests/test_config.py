@@ -73,13 +73,19 @@ def test_new_budget_takes_the_place_of_the_old_one():
         ),
         (
             {"method": "nestled"},
-            "method: found 'nestled', expected one of hard_concrete, nested; did you mean 'nested'?",
+            "method: found 'nestled', expected one of hard_concrete, nested, attribution, ",
         ),
         (
             {"method": "nested", "ranking_share": 0.0},
             "method nested: found no steps that rank, expected a ranking_share above 0 and a budget",
         ),
         ({"method": "nested", "pressure": 1.0}, "method nested: found no steps that rank"),
+        (
+            {"method": "attribution", "pressure": 1.0},
+            "method attribution: found a fixed pressure, expected another budget",
+        ),
+        ({"score_sign": "positive"}, "score_sign: found 'positive', expected one of absolute, signed"),
+        ({"integration_points": 0}, "integration_points: found 0, expected a whole number of at least 1"),
         ({"sampling": "warm"}, "sampling: found 'warm', expected one of "),
         ({"lr_schedule": "cos"}, "lr_schedule: found 'cos', expected one of constant, linear, cosine"),
         ({"init": [3.5, 2.5]}, "init: found (3.5, 2.5), expected two finite numbers, the lower one first"),

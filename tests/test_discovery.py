@@ -27,7 +27,7 @@ from circuitsieve.problem import Bench, Problem, training_dtype
 from circuitsieve.ranking import RankingPhase
 from circuitsieve.selection import final_cut, try_cut
 from circuitsieve.subject import Subject
-from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
+from circuitsieve.vocabulary import Ablation, Granularity, Method, SiteKind
 
 HEADS = {(0, 1), (1, 2)}
 NEURONS = {(0, 3), (0, 17), (1, 8)}
@@ -242,6 +242,24 @@ def test_a_circuit_of_the_size_asked_for(
         assert kls[-1] < 0.8 * try_cut(problem, random, random.threshold_at(size, measure), 0).signals.kl
     assert kls[0] < 0.02
     assert kls[1] > 2 * kls[0]
+
+
+@pytest.mark.parametrize("method", [m for m in Method if not m.learns], ids=str)
+def test_scores_that_are_not_learned_keep_any_budget(planted: GPT2LMHeadModel, method: Method) -> None:
+    looked: list[tuple[int, int]] = []
+    steps: list[object] = []
+    for budget in ({"max_kl": 0.5, "max_accuracy_drop": 0.5}, {"size": 0.4}):
+        config = DiscoveryConfig(method=str(method), training_dtype="model", **budget)
+        found = discover(planted, PAIRS, config, on_step=steps.append, on_look=lambda *seen: looked.append(seen))
+        assert found.budget_met
+        assert found.history == []
+        assert found.circuit.size < 1 or method is Method.RANDOM
+        if method in (Method.ATTRIBUTION, Method.INTEGRATED_GRADIENTS):
+            planted_units = {f"L{layer}.head_dim.{8 * head + dim}" for layer, head in HEADS for dim in range(8)}
+            planted_units |= {f"L{layer}.mlp_neuron.{neuron}" for layer, neuron in NEURONS}
+            assert planted_units <= set(found.circuit.nodes()) or "max_kl" in budget
+    assert not steps
+    assert bool(looked) == (method is not Method.RANDOM)
 
 
 def test_a_glance_saves_passes_and_finds_the_same_border(

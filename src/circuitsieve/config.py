@@ -22,6 +22,7 @@ BUDGETS = ("max_kl", "min_faithfulness", "size", "pressure")
 MEASURES = ("units", "parameters")
 CHARGES = ("open", "all")
 SCHEDULES = ("constant", "linear", "cosine")
+SIGNS = ("absolute", "signed")
 SWITCH = ("on", "off")
 CHECKPOINTING = ("auto", "none", "all")
 _UNITS = {"GB": 2**30, "MB": 2**20}
@@ -33,7 +34,8 @@ class DiscoveryConfig:
     """How a circuit is searched. Give one budget at most; without any it is `max_kl` 0.1."""
 
     method: str = "hard_concrete"
-    """How: hard_concrete (stochastic gates and a pressure, as the paper) or nested (a ranking at every size, then a focus)."""
+    """How: hard_concrete (stochastic gates and a pressure, as the paper) or nested (a ranking at every size, then a focus). Or
+    by scores that are not learned: attribution, integrated_gradients, activation_gradient, activation_difference, random."""
 
     max_kl: float | None = None
     """Budget: the largest mean KL(full || circuit) on validation pairs, nats."""
@@ -96,6 +98,12 @@ class DiscoveryConfig:
 
     batch_size: int = 16
     """Pairs per step."""
+
+    score_sign: str = "absolute"
+    """What scores that are not learned rank by: absolute (of their mean over pairs) or signed."""
+
+    integration_points: int = 4
+    """Between the empty and the full model: where integrated_gradients takes gradients."""
 
     lr: float = 0.15
     """Learning rate of the gates (Adam, without weight decay)."""
@@ -172,6 +180,7 @@ class DiscoveryConfig:
             ("sampling", [str(s) for s in Sampling]),
             ("size_by", list(MEASURES)),
             ("charge", list(CHARGES)),
+            ("score_sign", list(SIGNS)),
             ("lr_schedule", list(SCHEDULES)),
             ("training_dtype", list(TRAINING_DTYPES)),
             ("checkpointing", list(CHECKPOINTING)),
@@ -181,7 +190,8 @@ class DiscoveryConfig:
                 raise ConfigError(one_of(setting, str(getattr(self, setting)), words))
 
     def _check_numbers(self) -> None:
-        for name, lowest in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0), ("ranking_looks", 0)):
+        least = {"steps": 1, "batch_size": 1, "integration_points": 1, "warmup": 0, "seed": 0, "ranking_looks": 0}
+        for name, lowest in least.items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < lowest:
                 raise ConfigError(f"{name}: found {value}, expected a whole number of at least {lowest}")
@@ -212,12 +222,18 @@ class DiscoveryConfig:
             raise ConfigError(f"ranking_sizes: found {sizes}, expected two fractions, the lower one first")
         if not 0 <= self.ranking_share < 1:
             raise ConfigError(f"ranking_share: found {self.ranking_share}, expected a number of at least 0 and below 1")
+        if not Method(self.method).learns and self.pressure is not None:
+            raise ConfigError(
+                f"method {self.method}: found a fixed pressure, expected another budget (nothing is learned)"
+            )
         if self.method == "nested" and not self.ranking_steps:
             raise ConfigError("method nested: found no steps that rank, expected a ranking_share above 0 and a budget")
 
     @property
     def ranking_steps(self) -> int:
         """How many of the steps rank."""
+        if not Method(self.method).learns:
+            return 0
         return 0 if self.pressure is not None else round(self.ranking_share * self.steps)
 
     def price(self, granularity: str) -> float:

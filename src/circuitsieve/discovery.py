@@ -1,7 +1,7 @@
 """Discovery: masks of every granularity learned in one run (arXiv 2512.10903).
 
-Masks are learned step by step (`training`). At the end the ranking that the gates hold is cut where the budget is just met on
-validation pairs. The smallest feasible circuit seen is returned, never just the last one.
+Masks are learned step by step (`training`), or nodes are scored once (`attribution`). At the end the ranking that this gives is
+cut where the budget is just met on validation pairs. The smallest feasible circuit seen is returned, never just the last one.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from circuitsieve.attribution import attribution
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
@@ -21,6 +22,7 @@ from circuitsieve.runs import RunFolder
 from circuitsieve.selection import Check, final_cut
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.training import OnLook, OnStep, Training
+from circuitsieve.vocabulary import Method
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +100,11 @@ def discover(
         subject = Subject.of(model)
         problem = Problem.of(subject, pairs, config)
         training = Training(problem, on_step or (lambda _: None), on_look or (lambda *_: None))
-        interrupted = training.run()
-        check = final_cut(training.problem_now(), training.phase.ranking(), training.checks.best, quick=interrupted)
+        interrupted = Method(config.method).learns and training.run()
+        if Method(config.method).learns:
+            check = final_cut(training.problem_now(), training.phase.ranking(), training.checks.best, quick=interrupted)
+        else:
+            check = final_cut(problem, attribution(problem, training.on_look), None)
     provenance = describe_model(subject.model)
     provenance["model"]["trained_in"] = str(problem.train.subject.model.dtype).removeprefix("torch.")
     return Discovery(

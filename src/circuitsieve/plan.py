@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from circuitsieve.attribution import points
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import PairBatch, Pairs, batches
 from circuitsieve.effects import enough_batches
@@ -22,7 +23,7 @@ from circuitsieve.problem import Problem
 from circuitsieve.selection import Checks, glimpsed
 from circuitsieve.subject import Subject, frozen, quick_attention
 from circuitsieve.training import Training
-from circuitsieve.vocabulary import Granularity
+from circuitsieve.vocabulary import Granularity, Method
 
 ROUNDS = 3
 """Passes that are timed, after one that is not."""
@@ -80,7 +81,7 @@ def predict(
         seconds = {
             "references": times.reference * _visited(problem, config),
             "effects of single nodes": (times.step + (1 - kept) * times.run) * _looks(problem, config),
-            "steps": (times.step + (1 - kept) * times.run) * config.steps,
+            "steps": (times.step + (1 - kept) * times.run) * _steps(config),
             "checks and final cut": times.check * _check_passes(problem),
             "card": times.check * _card_passes(problem, test, card),
         }
@@ -138,17 +139,24 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def _visited(problem: Problem, config: DiscoveryConfig) -> int:
-    return min(len(problem.train.batches), max(config.steps, _looks(problem, config)))
+    batches = len(enough_batches(problem)) if Method(config.method) is not Method.RANDOM else 0
+    return min(len(problem.train.batches), max(_steps(config), batches))
+
+
+def _steps(config: DiscoveryConfig) -> int:
+    return config.steps if Method(config.method).learns else 0
 
 
 def _looks(problem: Problem, config: DiscoveryConfig) -> int:
-    return config.ranking_looks * len(enough_batches(problem)) if config.ranking_steps else 0
+    """Forward and backward passes before the first step, or instead of all."""
+    each = config.ranking_looks if config.ranking_steps else 0 if Method(config.method).learns else len(points(problem))
+    return each * len(enough_batches(problem))
 
 
 def _check_passes(problem: Problem) -> int:
     """Batches of validation pairs that are run while a circuit is chosen."""
     config, checks = problem.config, Checks(problem)
-    done = sum(checks.due(step) for step in range(config.ranking_steps, config.steps))
+    done = sum(checks.due(step) for step in range(config.ranking_steps, _steps(config)))
     if config.pressure is not None:
         return done * len(checks.batches) + len(problem.validation.batches)
     if config.size is not None:

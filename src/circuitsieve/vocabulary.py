@@ -77,6 +77,25 @@ class Method(_Word):
         "nested",
         "one score per node ranks every unit at every size; then hard masks at the size that the budget allows",
     )
+    ATTRIBUTION = (
+        "attribution",
+        "scores: gradients of the logit difference with respect to the masks, at the full model",
+    )
+    INTEGRATED_GRADIENTS = (
+        "integrated_gradients",
+        "scores: gradients of the KL with respect to the masks, averaged between the empty and the full model",
+    )
+    ACTIVATION_GRADIENT = "activation_gradient", "scores: activations times gradients of the logit difference"
+    ACTIVATION_DIFFERENCE = (
+        "activation_difference",
+        "scores: how far activations on clean prompts lie from their baselines",
+    )
+    RANDOM = "random", "random scores"
+
+    @property
+    def learns(self) -> bool:
+        """Whether masks are learned (else: scored once)."""
+        return self in (Method.HARD_CONCRETE, Method.NESTED)
 
 
 class Sampling(_Word):
