@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from circuitsieve import cli
+from circuitsieve import cli, tasks
+from circuitsieve.chat import in_chat_form
+from circuitsieve.data import encode_all
 from circuitsieve.loaders import TaskOptions, load_task
 from circuitsieve.models import LoadedModel, load_model
+from circuitsieve.pairs import Pair, TextSplits
 from circuitsieve.screening import screen
 from circuitsieve.selfcheck import selfcheck
 
@@ -25,12 +29,37 @@ def test_masking_does_what_it_says(smollm2: LoadedModel) -> None:
     assert all(result.passed for result in results.values()), results
 
 
-def test_the_model_does_the_task_and_only_on_clean_prompts(smollm2: LoadedModel) -> None:
-    pairs = load_task("ioi", smollm2.tokenizer, TaskOptions(train=8, validation=48, test=8))
+@pytest.mark.parametrize("task", tasks.names())
+def test_the_model_does_the_task_and_only_on_clean_prompts(smollm2: LoadedModel, task: str) -> None:
+    n = 16 if task == "docstring" else 48  # whose prompts are long
+    pairs = load_task(task, smollm2.tokenizer, TaskOptions(train=8, validation=n, test=8))
     assert not pairs.dropped
     screened = screen(smollm2.model, pairs)
-    assert screened.full >= 0.95
+    assert screened.full >= 0.9
     assert screened.empty < 0.75
+
+
+@pytest.mark.parametrize(
+    ("turn", "spaced"),
+    [("Finish my sentence in one word: {prompt}", False), ("Finish my sentence with one word.", True)],
+)
+def test_the_model_answers_in_chat_form(smollm2: LoadedModel, turn: str, spaced: bool) -> None:
+    capital = {"France": "Paris", "Spain": "Madrid", "Japan": "Tokyo", "Germany": "Berlin"}
+    pairs = tuple(
+        Pair(f"The capital of {a} is", f"The capital of {b} is", (f" {capital[a]}",), (f" {capital[b]}",))
+        for a in capital
+        for b in capital
+        if a != b
+    )
+    asked = in_chat_form(TextSplits(pairs, (), ()), smollm2.tokenizer, turn).train
+    examples, dropped = encode_all(asked, smollm2.tokenizer)
+    assert not dropped
+    for example in examples:
+        with torch.no_grad():
+            logits = smollm2.model(torch.tensor([example.clean])).logits[0, -1]
+        (right,), (wrong,) = example.answers, example.wrong_answers
+        assert logits[right] > logits[wrong]
+        assert example.pair.answers[0].startswith(" ") == spaced
 
 
 def test_a_short_discovery_beats_random_circuits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
