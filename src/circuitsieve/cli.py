@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from circuitsieve import lookups
+from circuitsieve import comparisons, lookups
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.console import damage_named, one_line_errors, print_json, print_run, set_up_libraries
 from circuitsieve.flags import (
@@ -236,6 +236,7 @@ def show(run: str, /, *, nodes: bool = False, json: bool = False) -> int:
 app.command(lookups.tasks)
 app.command(lookups.data_app)
 app.command(lookups.check)
+app.command(comparisons.sweep)
 
 
 def main(arguments: list[str] | None = None) -> None:

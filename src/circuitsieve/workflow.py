@@ -84,7 +84,7 @@ def run(job: Job, reporter: Reporter) -> Finished:
     start = time.monotonic()
     RunFolder.claim(job.out, overwrite=job.overwrite)
     loaded = load_model(job.model, dtype=job.dtype, device=job.device, revision=job.revision)
-    pairs = _pairs(job, loaded, reporter)
+    pairs = usable_pairs(job, loaded, reporter)
     discovery = discover(
         loaded.model,
         pairs,
@@ -113,13 +113,18 @@ def plan(job: Job, reporter: Reporter) -> Plan:
     """
     start = time.monotonic()
     loaded = load_model(job.model, dtype=job.dtype, device=job.device, revision=job.revision)
-    pairs = _pairs(job, loaded, reporter)
+    pairs = usable_pairs(job, loaded, reporter)
     loading = time.monotonic() - start
     found = predict(loaded.model, pairs, job.config, _resident)
     return replace(found, seconds={"loading model and pairs": loading, **found.seconds})
 
 
-def _pairs(job: Job, loaded: LoadedModel, reporter: Reporter) -> Pairs:
+def usable_pairs(job: Job, loaded: LoadedModel, reporter: Reporter) -> Pairs:
+    """The pairs of a job that the model can read; what was dropped, and whether the model does the task, is told.
+
+    Raises:
+        CircuitsieveError: whatever is wrong with the data.
+    """
     pairs = load_task(job.task, loaded.tokenizer, job.data)
     for split in SPLITS:
         check_fit(loaded.model, pairs.split(split))

@@ -119,6 +119,29 @@ def evaluate(
     return Card({**_sections(sections), **_sizes(circuit)})
 
 
+def measure_circuits(
+    model: nn.Module,
+    circuits: Sequence[Circuit],
+    test: Sequence[Example],
+    config: EvaluationConfig = EvaluationConfig(),
+) -> list[Summary]:
+    """Several circuits of one search on the same held-out pairs, without controls.
+
+    Args:
+        model: the model that they were found in; it is left as it was.
+        circuits: of one ablation, with the same constants.
+        test: held-out pairs.
+        config: batch size, seed and memory.
+    """
+    subject, first = Subject.of(model), circuits[0]
+    with frozen(model):
+        store = Store(int(config.memory_gb * 2**30))
+        references = References(subject, first.ablation, constants=first.constants, store=store)
+        bench = _bench(references, test, config)
+        anchors = run_anchors(references, bench)
+        return [summarise(run_circuit(circuit, references, bench), anchors) for circuit in circuits]
+
+
 def _bench(references: References, examples: Sequence[Example], config: EvaluationConfig) -> list[PairBatch]:
     prepared = with_counterfactuals(examples, references.ablation, config.seed)
     return batches(prepared, config.batch_size, device=references.subject.device, seed=config.seed)

@@ -88,6 +88,11 @@ class Summary:
     intervals: dict[str, tuple[float, float] | None]
     reasons: dict[str, str]
 
+    def mean(self, name: str) -> float:
+        """A value that is always known; nan if it is not."""
+        value = self.values[name]
+        return float("nan") if value is None else float(value)
+
 
 def summarise(outcome: Outcome, anchors: Anchors, seed: int = 0) -> Summary:
     """Means, the 95th percentile of the KL and faithfulness, each with its interval."""

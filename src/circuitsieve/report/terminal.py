@@ -1,5 +1,6 @@
 """Tables of a circuit and its card for the terminal, as rich renderables. Nothing here computes anything."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from circuitsieve.datacheck import CheckedPair, DataReport
     from circuitsieve.plan import Plan
     from circuitsieve.selfcheck import CheckResult
+    from circuitsieve.sweep import Point
 
 _CONTROLS = {"full": "full", "empty": "empty", "complement": "complement", "random": "random"}
 _METRICS = {
@@ -42,6 +44,36 @@ def plan_table(plan: "Plan") -> RenderableType:
     if plan.checkpointed:
         notes.append(f"{plan.checkpointed} layers are run again in the backward pass")
     return Group(table, "; ".join(notes))
+
+
+def sweep_table(points: "Sequence[Point]") -> RenderableType:
+    """Medians over seeds by method and size, and the lowest and highest KL; the rest is in the CSV file."""
+    table = Table(
+        title="Size against behaviour, on test pairs", box=box.SIMPLE, title_justify="left", padding=(0, 1, 0, 0)
+    )
+    for heading in ("method", "size", "heads", "KL, nats", "over seeds", "accuracy", "faithful"):
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    grouped: dict[tuple[str, float], list[Point]] = {}
+    for point in points:
+        grouped.setdefault((point.method, point.asked), []).append(point)
+    for (method, _), same in grouped.items():
+
+        def middle(name: str, same: "list[Point]" = same) -> float | None:
+            known = [value for point in same if (value := getattr(point, name)) is not None]
+            return statistics.median(known) if known else None
+
+        kls = [point.kl for point in same]
+        faithfulness = middle("faithfulness")
+        table.add_row(
+            method.replace("_", " "),
+            f"{middle('size'):.1%}",
+            f"{middle('heads'):.0f}",
+            f"{middle('kl'):.3f}",
+            f"{min(kls):.2f}-{max(kls):.2f}" if len(same) > 1 else "",
+            f"{middle('accuracy'):.3f}",
+            "" if faithfulness is None else f"{faithfulness:.2f}",
+        )
+    return table
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,253 @@
+"""Size against behaviour: the circuits of several methods, sizes and seeds, measured on the same held-out pairs.
+
+A method that learns is run once for every size, and once is enough for one that does not: its ranking is cut at every size. Each
+run is kept as soon as it is done, and is not made again by the same sweep: `runs/` has its folder, `points/` what was measured.
+"""
+
+import csv
+import io
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from circuitsieve import files
+from circuitsieve.circuit import Circuit
+from circuitsieve.config import DiscoveryConfig
+from circuitsieve.data import Pairs
+from circuitsieve.discovery import Discovery, discover
+from circuitsieve.errors import ConfigError, RunError
+from circuitsieve.evaluation import Summary, measure_circuits
+from circuitsieve.models import LoadedModel, load_model
+from circuitsieve.provenance import fingerprint, hash_of, records
+from circuitsieve.report.figures import sweep_figure
+from circuitsieve.vocabulary import Granularity, Method
+from circuitsieve.workflow import Job, Reporter, usable_pairs
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is compared."""
+
+    job: Job
+    """Model, pairs, folder and everything in the configuration but method, budget and seed."""
+    methods: tuple[str, ...]
+    sizes: tuple[float, ...]
+    seeds: tuple[int, ...]
+    by: str = "units"
+    """What sizes are shares of: units or parameters."""
+
+    def __post_init__(self) -> None:
+        for name in ("methods", "sizes", "seeds"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name}: found none, expected at least one")
+        object.__setattr__(self, "sizes", tuple(sorted(set(self.sizes), reverse=True)))
+        list(self.configs(0))  # says what is wrong with them before anything is loaded
+
+    def configs(self, seed: int) -> Iterator[DiscoveryConfig]:
+        """The runs with a seed."""
+        for method in self.methods:
+            sizes = self.sizes if Method(_known(method)).learns else self.sizes[:1]
+            for size in sizes:
+                yield self.job.config.replaced(method=method, size=size, size_by=self.by, seed=seed)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One circuit on test pairs."""
+
+    method: str
+    seed: int
+    asked: float
+    """The size that was asked for."""
+    size: float
+    """The kept share of the units."""
+    parameters: float
+    """The kept share of the parameters."""
+    heads: int
+    head_dims: int
+    mlp_neurons: int
+    kl: float
+    kl_low: float | None
+    """The lower end of the 95 % bootstrap interval over pairs."""
+    kl_high: float | None
+    accuracy: float
+    exact_match: float
+    faithfulness: float | None
+    validation_kl: float | None
+    """Of the run's own circuit."""
+    seconds: float
+    """Of the search."""
+
+
+def run_sweep(sweep: Sweep, reporter: Reporter) -> list[Point]:
+    """Make the runs that are missing and measure them; the tables are written after each.
+
+    Raises:
+        CircuitsieveError: whatever is wrong with the model, the data or the folder.
+    """
+    out = Path(sweep.job.out)
+    _make_folders(out)
+    loaded = load_model(sweep.job.model, dtype=sweep.job.dtype, device=sweep.job.device, revision=sweep.job.revision)
+    weights = fingerprint(loaded.model)
+    points: list[Point] = []
+    for seed in sweep.seeds:
+        job = replace(sweep.job, data=replace(sweep.job.data, seed=seed))
+        pairs = usable_pairs(job, loaded, reporter)
+        for config in sweep.configs(seed):
+            name = f"{config.method}-{seed}-{config.size:g}"
+            key = {"config": config.to_dict(), "model": weights, "pairs": hash_of(records(pairs))}
+            key = json.loads(json.dumps(key))
+            kept = out / "points" / f"{name}.json"
+            found = _kept(kept, key)
+            if found is None:
+                reporter.say(f"{name}: searching")
+                found = _searched(sweep, replace(job, config=config), loaded, pairs, out / "runs" / name, reporter)
+                files.write_json(kept, {"key": key, "points": [asdict(point) for point in found]})
+            points += found
+            write_tables(out, points, f"{sweep.job.model}, {sweep.job.task}, {job.config.ablation} ablation")
+    return points
+
+
+def _known(method: str) -> str:
+    names = [str(m) for m in Method]
+    if method not in names:
+        raise ConfigError(f"methods: found {method!r}, expected some of {', '.join(names)}")
+    return method
+
+
+def _make_folders(out: Path) -> None:
+    try:
+        for name in ("runs", "points"):
+            (out / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror}), expected a folder for the sweep") from error
+
+
+def _kept(path: Path, key: Mapping[str, Any]) -> list[Point] | None:
+    """The points of an earlier run, if it was the same; a file that is damaged counts as none."""
+    try:
+        content = files.read_json(path)
+        return [Point(**point) for point in content["points"]] if content["key"] == key else None
+    except (RunError, KeyError, TypeError):
+        return None
+
+
+def _searched(
+    sweep: Sweep, job: Job, loaded: LoadedModel, pairs: Pairs, folder: Path, reporter: Reporter
+) -> list[Point]:
+    """Search once; the points that this gives."""
+    start = time.monotonic()
+    found = discover(
+        loaded.model,
+        pairs,
+        job.config,
+        on_step=lambda entry: reporter.step(entry, job.config),
+        on_look=reporter.look,
+    )
+    seconds = time.monotonic() - start
+    if found.interrupted:
+        raise KeyboardInterrupt
+    found.save(folder, overwrite=True)
+    sizes = [job.config.size] if Method(job.config.method).learns else sweep.sizes
+    circuits = [found.circuit if size == job.config.size else cut_at(found, size) for size in sizes if size]
+    summaries = measure_circuits(loaded.model, circuits, pairs.test)
+    own = float(found.check.signals.kl)
+    return [
+        _point(job.config, size or 1.0, circuit, summary, own if circuit is found.circuit else None, seconds)
+        for size, circuit, summary in zip(sizes, circuits, summaries, strict=True)
+    ]
+
+
+def cut_at(found: Discovery, size: float) -> Circuit:
+    """The circuit of another size that the ranking of a discovery gives."""
+    masks = found.ranking.cut(found.ranking.threshold_at(size, found.config.size_by))
+    return Circuit(found.circuit.space, masks, found.circuit.ablation, found.circuit.constants)
+
+
+def _point(
+    config: DiscoveryConfig,
+    asked: float,
+    circuit: Circuit,
+    summary: Summary,
+    validation_kl: float | None,
+    seconds: float,
+) -> Point:
+    kept = {granularity: n for granularity, (n, _) in circuit.counts.items()}
+    low, high = summary.intervals["kl"] or (None, None)
+    return Point(
+        method=config.method,
+        seed=config.seed,
+        asked=asked,
+        size=circuit.size,
+        parameters=circuit.share("parameters"),
+        heads=kept[Granularity.HEAD],
+        head_dims=kept[Granularity.HEAD_DIM],
+        mlp_neurons=kept[Granularity.MLP_NEURON],
+        kl=summary.mean("kl"),
+        kl_low=low,
+        kl_high=high,
+        accuracy=summary.mean("accuracy"),
+        exact_match=summary.mean("exact_match"),
+        faithfulness=summary.values["faithfulness"],
+        validation_kl=validation_kl,
+        seconds=seconds,
+    )
+
+
+def medians(points: Iterable[Point]) -> dict[str, list[tuple[float, float]]]:
+    """By method: (size, median KL over seeds), largest size first."""
+    grouped: dict[str, dict[float, list[Point]]] = {}
+    for point in points:
+        grouped.setdefault(point.method, {}).setdefault(point.asked, []).append(point)
+    return {
+        method: [
+            (statistics.median(p.size for p in same), statistics.median(p.kl for p in same))
+            for _, same in sorted(by_size.items(), reverse=True)
+        ]
+        for method, by_size in grouped.items()
+    }
+
+
+def knee(curve: Sequence[tuple[float, float]]) -> float | None:
+    """The size at which a curve of (size, KL) lies farthest below the line between its ends; None where none does.
+
+    Sizes are compared by their logarithms, and both axes by the range that they span.
+    """
+    if len(curve) < 3:
+        return None
+    xs, ys = [math.log(size) for size, _ in curve], [kl for _, kl in curve]
+    width, height = xs[0] - xs[-1], ys[-1] - ys[0]
+    if width <= 0 or height <= 0:
+        return None
+    below = [(xs[0] - x) / width - (y - ys[0]) / height for x, y in zip(xs, ys, strict=True)]
+    best = max(range(len(curve)), key=below.__getitem__)
+    return curve[best][0] if below[best] > 1e-9 else None
+
+
+def read_sweep(out: str) -> dict[str, Any]:
+    """The content of `sweep.json`.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    return files.read_json(Path(out) / "sweep.json")
+
+
+def write_tables(out: Path, points: Sequence[Point], title: str) -> None:
+    """Write `sweep.json` (with medians and knees), `sweep.csv` and `sweep.svg`."""
+    rows = [asdict(point) for point in points]
+    curves = medians(points)
+    knees = {method: knee(curve) for method, curve in curves.items()}
+    summary = {method: {"curve": curve, "knee": knees[method]} for method, curve in curves.items()}
+    files.write_json(out / "sweep.json", {"title": title, "points": rows, "methods": summary})
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [field.name for field in fields(Point)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_bytes(out / "sweep.csv", table.getvalue().encode())
+    files.write_bytes(out / "sweep.svg", sweep_figure(rows, knees, title))

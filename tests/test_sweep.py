@@ -1,0 +1,120 @@
+"""Sweeps: what is made once is not made again, tables agree with each other and with the runs, the knee is where it must be."""
+
+import csv
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from circuitsieve import cli, sweep
+from circuitsieve.evaluation import evaluate
+from circuitsieve.loaders import TaskOptions, load_task
+from circuitsieve.models import load_model
+from circuitsieve.runs import RunFolder
+
+WORDS = (
+    "sweep --model demo --task ioi --methods nested attribution --sizes 0.2 0.4 --seeds 0 1 --steps 5 --batch-size 8 "
+    "--train-pairs 24 --validation-pairs 16 --test-pairs 12"
+)
+
+
+def run(out: Path, *more: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*WORDS.split(), "--out", str(out), *more])
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sweep") / "sweep"
+    assert run(out) == 0
+    return out
+
+
+def test_every_method_has_every_size_and_seed(swept: Path) -> None:
+    content = json.loads((swept / "sweep.json").read_text())
+    found = {(point["method"], point["asked"], point["seed"]) for point in content["points"]}
+    assert found == {(m, size, seed) for m in ("nested", "attribution") for size in (0.2, 0.4) for seed in (0, 1)}
+    for point in content["points"]:
+        assert 0.9 * point["asked"] < point["size"] <= point["asked"]
+        assert point["kl_low"] <= point["kl"] <= point["kl_high"]
+        assert (point["validation_kl"] is None) == (point["method"] == "attribution" and point["asked"] == 0.2)
+    runs = sorted(path.name for path in (swept / "runs").iterdir())
+    assert runs == sorted(
+        [f"nested-{seed}-{size}" for seed in (0, 1) for size in (0.2, 0.4)] + ["attribution-0-0.4", "attribution-1-0.4"]
+    )
+
+
+def test_the_tables_hold_the_same(swept: Path) -> None:
+    points = json.loads((swept / "sweep.json").read_text())["points"]
+    rows = list(csv.DictReader((swept / "sweep.csv").read_text().splitlines()))
+    assert [{k: "" if v is None else str(v) for k, v in point.items()} for point in points] == rows
+    drawn = "".join(ElementTree.parse(swept / "sweep.svg").getroot().itertext())
+    assert all(word in drawn for word in ("nested", "attribution", "20%", "40%", "KL to the full model", "demo, ioi"))
+
+
+def test_points_are_what_the_card_of_their_run_says(swept: Path) -> None:
+    model, tokenizer = load_model("demo")
+    pairs = load_task("ioi", tokenizer, TaskOptions(train=24, validation=16, test=12, seed=1))
+    circuit, _ = RunFolder.open(swept / "runs/nested-1-0.2").read_circuit()
+    card = evaluate(model, circuit, pairs.test)
+    (point,) = (
+        point
+        for point in json.loads((swept / "sweep.json").read_text())["points"]
+        if (point["method"], point["seed"], point["asked"]) == ("nested", 1, 0.2)
+    )
+    assert point["kl"] == pytest.approx(card["test.kl"], rel=1e-6)
+    assert point["faithfulness"] == pytest.approx(card["test.faithfulness"], rel=1e-6)
+    assert point["heads"] == card["kept.head.kept"]
+    assert point["parameters"] == pytest.approx(card["parameters.kept"] / card["parameters.total"])
+
+
+def test_only_what_is_missing_damaged_or_other_is_made_again(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, made = (swept / "sweep.json").read_text(), []
+    discover = sweep.discover
+    monkeypatch.setattr(sweep, "discover", lambda *args, **kwargs: (made.append(args[2]), discover(*args, **kwargs))[1])
+    (swept / "points/nested-0-0.4.json").unlink()
+    (swept / "points/attribution-1-0.4.json").write_text("{")
+    assert run(swept) == 0
+    assert [(config.method, config.seed) for config in made] == [("nested", 0), ("attribution", 1)]
+    again = json.loads((swept / "sweep.json").read_text())["points"]
+    for new, old in zip(again, json.loads(before)["points"], strict=True):
+        assert {**new, "seconds": 0} == {**old, "seconds": 0}
+    made.clear()
+    assert run(swept, "--lr", "0.1") == 0
+    assert len(made) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--methods", "nestled"], "methods: found 'nestled', expected some of hard_concrete, nested"),
+        (["--sizes", "0.2", "2"], "size: found 2.0, expected a number between 0 and 1"),
+        (["--by", "weight"], "size_by: found 'weight', expected one of units, parameters"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    assert run(tmp_path / "new", *words) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    [
+        ([(0.8, 0.1), (0.4, 0.1), (0.2, 0.12), (0.1, 2.0)], 0.2),  # flat, then steep
+        ([(0.8, 0.0), (0.4, 1.0), (0.2, 2.0), (0.1, 3.0)], None),  # straight in log size
+        ([(0.8, 0.0), (0.4, 2.9), (0.2, 3.0)], None),  # never below the line
+        ([(0.8, 0.1), (0.1, 2.0)], None),
+        ([(0.8, 2.0), (0.4, 1.0), (0.2, 0.5)], None),  # falls
+    ],
+)
+def test_the_knee_is_the_point_farthest_below_the_line(
+    curve: list[tuple[float, float]], expected: float | None
+) -> None:
+    assert sweep.knee(curve) == expected
