@@ -1,5 +1,7 @@
 """Rankings: cutting one at a size keeps that share of the units."""
 
+import math
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ def test_size_is_hit_exactly_where_units_have_scores_of_their_own(subject: Subje
     for size in (0.01, 0.1, 0.25, 0.5, 0.77, 0.999, 1.0):
         circuit = Circuit(subject.space, ranking.cut(ranking.threshold_at(size)))
         sizes.append(circuit.size)
-        assert circuit.size == pytest.approx(round(size * subject.space.units) / subject.space.units)
+        assert circuit.size == pytest.approx(math.floor(size * subject.space.units + 1e-6) / subject.space.units)
     assert sizes == sorted(sizes)
 
 
@@ -31,10 +33,21 @@ def test_circuits_of_one_ranking_are_nested_and_never_exceed_the_size(subject: S
     smaller = Circuit(subject.space, subject.space.full(False))
     for size in (0.02, 0.1, 0.3, 0.5, 0.8, 1.0):
         circuit = Circuit(subject.space, ranking.cut(ranking.threshold_at(size)))
-        assert circuit.size <= size + 0.5 / subject.space.units
+        assert circuit.size <= size * (1 + 1e-9)
         assert all(not (smaller.masks[g] & ~circuit.masks[g]).any() for g in G)
         smaller = circuit
     assert smaller.size == 1
+
+
+@pytest.mark.parametrize("size", [0.05, 0.3, 0.7, 1.0])
+def test_a_share_of_the_parameters_is_the_largest_that_any_cut_has(subject: Subject, size: float):
+    scores = random_masks(subject.space, 8, soft=True)
+    ranking = Ranking(subject.space, {g: scores[g] for g in (G.HEAD_DIM, G.MLP_NEURON)})
+    every = [-math.inf, *ranking.unit_scores().tolist()]
+    shares = [Circuit(subject.space, ranking.cut(threshold)).share("parameters") for threshold in every]
+    found = Circuit(subject.space, ranking.cut(ranking.threshold_at(size, "parameters")))
+    assert found.share("parameters") == max(share for share in shares if share <= size)
+    assert found.share("parameters") == found.parameters.kept / found.parameters.total
 
 
 def test_unit_scores_are_minima():
