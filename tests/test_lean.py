@@ -1,5 +1,7 @@
 """Passes without what is closed: the logits and gradients of masking it by 0, from smaller matrices."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from circuitsieve.data import batches
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.lean import Lean
 from circuitsieve.nodes import SiteMasks
+from circuitsieve.problem import Bench
 from circuitsieve.references import Reference, References
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
@@ -155,3 +158,25 @@ def test_a_site_may_be_closed_altogether(family: str, kind: SiteKind) -> None:
             expected = answer_logits(subject, BATCH.clean, BATCH.positions)
         with masked(subject, masks, reference.baselines, lean=Lean(subject, left)):
             assert_same(answer_logits(subject, BATCH.clean, BATCH.positions), expected)
+
+
+@each_family
+def test_a_prefix_is_narrowed_with_the_groups(family: str) -> None:
+    """Prompts that share their first tokens, through the way that training goes."""
+    subject = shared(family)
+    examples = [
+        replace(example, corrupted=(*example.clean[:3], *example.corrupted[3:])) for example in random_examples([6] * 3)
+    ]
+    (batch,) = batches(examples, 3)
+    with frozen(subject.model):
+        references = References(subject, Ablation.CORRUPTED)
+        reference, bench = references(batch), Bench(subject, references, [batch])
+        masks, left = mostly_open(subject), open_units(subject, 1)
+        closed = {kind: mask * left[kind] if kind in READS else mask for kind, mask in masks.items()}
+        lean = Lean(subject, left)
+        window = getattr(subject.model.config, "sliding_window", None)
+        assert (reference.prefix is None) == (window is not None and window < 6)
+        assert bool(lean.groups) == (subject.space.kv_heads > 1 and subject.architecture.family.head_count is not None)
+        with torch.no_grad():
+            expected = bench.logits(closed, batch, reference)
+            assert_same(bench.logits(masks, batch, reference, lean=lean), expected)

@@ -64,6 +64,8 @@ class LeanSite:
     """The projection."""
     inputs: tuple[Narrowed, ...]
     """The modules before it."""
+    groups: Int[Tensor, " groups"] | None = None
+    """The key/value groups that are computed, where some are not."""
 
     def muted(self) -> "LeanSite":
         """The same, with its open units closed too."""
@@ -104,6 +106,11 @@ class Lean:
                     else:
                         self.sites[site] = narrow(subject, site, torch.arange(len(units)) == 0).muted()
 
+    @property
+    def groups(self) -> dict[int, Int[Tensor, " groups"]]:
+        """By layer: the key/value groups that are computed, where some are not."""
+        return {site.layer: lean.groups for site, lean in self.sites.items() if lean.groups is not None}
+
 
 def picked(values: Tensor, units: Int[Tensor, " n"]) -> Tensor:
     """Some units of an activation, a baseline or a mask; one column stands for all."""
@@ -128,7 +135,8 @@ def _attention(subject: Subject, site: Site, units: Bool[Tensor, " n"]) -> LeanS
         owner, _, name = counted.path.rpartition(".")
         number = int(heads.sum()) * (space.head_dim if counted.in_dims else 1)
         inputs = (*inputs, Narrowed(subject.architecture.blocks[site.layer].get_submodule(owner), {name: number}))
-    return _lean_site(subject, site, units, heads.repeat_interleave(space.head_dim), inputs)
+    found = _lean_site(subject, site, units, heads.repeat_interleave(space.head_dim), inputs)
+    return replace(found, groups=groups.nonzero().flatten().to(subject.device))
 
 
 def _lean_site(

@@ -4,7 +4,8 @@ Where ablated units take their activations from another run, nothing at these to
 the same there in both runs. All that later tokens need of them is their keys and values.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -41,6 +42,18 @@ class Prefix:
         for layer, kept in enumerate(cache.layers):
             tensors["keys", layer], tensors["values", layer] = kept.keys, kept.values
         return cls(ids.shape[1], tensors)
+
+    def of_groups(self, groups: Mapping[int, Int[Tensor, " groups"]]) -> "Prefix":
+        """The same for attention that computes only some key/value groups.
+
+        Args:
+            groups: by layer, those that it computes; all in layers that are missing.
+        """
+        tensors = {
+            (role, layer): tensor.index_select(1, groups[layer].to(tensor.device)) if layer in groups else tensor
+            for (role, layer), tensor in self.tensors.items()
+        }
+        return replace(self, tensors=tensors)
 
     def cache(self) -> Cache:
         """As transformers takes it. It does not grow: however often a layer runs, it sees the prefix and its own tokens."""

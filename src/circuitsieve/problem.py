@@ -73,8 +73,11 @@ class Bench:
         lean = None if self.checkpointed else lean
         baselines = reference.baselines if constants is None else constants
         consume = last and not reference.lasting and not self.checkpointed
+        prefix = reference.prefix
+        if lean is not None and prefix is not None:
+            prefix = prefix.of_groups(lean.groups)
         with masked(self.subject, site_masks, baselines, checkpointed=self.checkpointed, consume=consume, lean=lean):
-            return answer_logits(self.subject, batch.clean, batch.positions, reference.prefix)
+            return answer_logits(self.subject, batch.clean, batch.positions, prefix)
 
     def signals(
         self, logits: Float[Tensor, "batch vocab"], batch: PairBatch, reference: Reference, size: Float[Tensor, ""]
