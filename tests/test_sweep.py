@@ -72,8 +72,8 @@ def test_points_are_what_the_card_of_their_run_says(swept: Path) -> None:
 
 def test_only_what_is_missing_damaged_or_other_is_made_again(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, made = (swept / "sweep.json").read_text(), []
-    discover = sweep.discover
-    monkeypatch.setattr(sweep, "discover", lambda *args, **kwargs: (made.append(args[2]), discover(*args, **kwargs))[1])
+    search = sweep.search
+    monkeypatch.setattr(sweep, "search", lambda job, *rest: (made.append(job.config), search(job, *rest))[1])
     (swept / "points/nested-0-0.4.json").unlink()
     (swept / "points/attribution-1-0.4.json").write_text("{")
     assert run(swept) == 0
@@ -81,6 +81,11 @@ def test_only_what_is_missing_damaged_or_other_is_made_again(swept: Path, monkey
     again = json.loads((swept / "sweep.json").read_text())["points"]
     for new, old in zip(again, json.loads(before)["points"], strict=True):
         assert {**new, "seconds": 0} == {**old, "seconds": 0}
+    made.clear()
+    assert run(swept, "--sizes", "0.1") == 0  # one more: scores are cut there too, though their run is the same
+    assert {(config.method, config.size) for config in made} == {("nested", 0.1), ("attribution", 0.4)}
+    points = json.loads((swept / "sweep.json").read_text())["points"]
+    assert {point["asked"] for point in points if point["method"] == "attribution"} == {0.1, 0.2, 0.4}
     made.clear()
     assert run(swept, "--lr", "0.1") == 0
     assert len(made) == 6

@@ -19,14 +19,14 @@ from circuitsieve import files
 from circuitsieve.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
-from circuitsieve.discovery import Discovery, discover
+from circuitsieve.discovery import Discovery
 from circuitsieve.errors import ConfigError, RunError
 from circuitsieve.evaluation import Summary, measure_circuits
 from circuitsieve.models import LoadedModel, load_model
 from circuitsieve.provenance import fingerprint, hash_of, records
 from circuitsieve.report.figures import sweep_figure
 from circuitsieve.vocabulary import Granularity, Method
-from circuitsieve.workflow import Job, Reporter, usable_pairs
+from circuitsieve.workflow import Job, Reporter, search, usable_pairs
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class Sweep:
             sizes = self.sizes if Method(_known(method)).learns else self.sizes[:1]
             for size in sizes:
                 yield self.job.config.replaced(method=method, size=size, size_by=self.by, seed=seed)
+
+    def measured(self, config: DiscoveryConfig) -> list[float]:
+        """The sizes at which the ranking of a run is cut."""
+        learns = Method(config.method).learns
+        return [size for size in self.sizes if not learns or size == config.size]
 
 
 @dataclass(frozen=True)
@@ -98,10 +103,11 @@ def run_sweep(sweep: Sweep, reporter: Reporter) -> list[Point]:
     for seed in sweep.seeds:
         job = replace(sweep.job, data=replace(sweep.job.data, seed=seed))
         pairs = usable_pairs(job, loaded, reporter)
+        facts = {"model": weights, "pairs": hash_of(records(pairs))}
         for config in sweep.configs(seed):
             name = f"{config.method}-{seed}-{config.size:g}"
-            key = {"config": config.to_dict(), "model": weights, "pairs": hash_of(records(pairs))}
-            key = json.loads(json.dumps(key))
+            key = {**facts, "config": config.to_dict(), "sizes": sweep.measured(config)}
+            key = json.loads(json.dumps(key))  # as it is read back
             kept = out / "points" / f"{name}.json"
             found = _kept(kept, key)
             if found is None:
@@ -142,23 +148,17 @@ def _searched(
 ) -> list[Point]:
     """Search once; the points that this gives."""
     start = time.monotonic()
-    found = discover(
-        loaded.model,
-        pairs,
-        job.config,
-        on_step=lambda entry: reporter.step(entry, job.config),
-        on_look=reporter.look,
-    )
+    found = search(job, loaded, pairs, reporter)
     seconds = time.monotonic() - start
     if found.interrupted:
         raise KeyboardInterrupt
     found.save(folder, overwrite=True)
-    sizes = [job.config.size] if Method(job.config.method).learns else sweep.sizes
-    circuits = [found.circuit if size == job.config.size else cut_at(found, size) for size in sizes if size]
+    sizes = sweep.measured(job.config)
+    circuits = [found.circuit if size == job.config.size else cut_at(found, size) for size in sizes]
     summaries = measure_circuits(loaded.model, circuits, pairs.test)
     own = float(found.check.signals.kl)
     return [
-        _point(job.config, size or 1.0, circuit, summary, own if circuit is found.circuit else None, seconds)
+        _point(job.config, size, circuit, summary, own if circuit is found.circuit else None, seconds)
         for size, circuit, summary in zip(sizes, circuits, summaries, strict=True)
     ]
 

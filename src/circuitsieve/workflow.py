@@ -85,13 +85,7 @@ def run(job: Job, reporter: Reporter) -> Finished:
     RunFolder.claim(job.out, overwrite=job.overwrite)
     loaded = load_model(job.model, dtype=job.dtype, device=job.device, revision=job.revision)
     pairs = usable_pairs(job, loaded, reporter)
-    discovery = discover(
-        loaded.model,
-        pairs,
-        job.config,
-        on_step=lambda entry: reporter.step(entry, job.config),
-        on_look=reporter.look,
-    )
+    discovery = search(job, loaded, pairs, reporter)
     folder = discovery.save(job.out, overwrite=job.overwrite, about=_about(job))
     if discovery.interrupted:
         return Finished(folder, discovery, None)
@@ -103,6 +97,21 @@ def run(job: Job, reporter: Reporter) -> Finished:
     with folder.locked():
         folder.write_json("card.json", card.values)
     return Finished(folder, discovery, card)
+
+
+def search(job: Job, loaded: LoadedModel, pairs: Pairs, reporter: Reporter) -> Discovery:
+    """Discover a circuit and show how it goes; nothing is written.
+
+    Raises:
+        CircuitsieveError: whatever is wrong with the model or the data.
+    """
+    return discover(
+        loaded.model,
+        pairs,
+        job.config,
+        on_step=lambda entry: reporter.step(entry, job.config),
+        on_look=reporter.look,
+    )
 
 
 def plan(job: Job, reporter: Reporter) -> Plan:
