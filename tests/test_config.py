@@ -247,3 +247,11 @@ def test_every_preset_loads():
     assert presets
     for preset in presets:
         assert load_config(preset.stem) == load_config(str(preset))
+
+
+@pytest.mark.parametrize("size", [1e-4, 0.02, 0.3, 0.7, 0.99])
+def test_nodes_are_ranked_at_sizes_around_the_one_asked_for(size):
+    low, high = DiscoveryConfig(size=size).sizes_ranked
+    assert 0 < low < size < high < 1
+    assert DiscoveryConfig(size=size, ranking_sizes=(0.1, 0.2)).sizes_ranked == (0.1, 0.2)
+    assert DiscoveryConfig().sizes_ranked == DiscoveryConfig(max_kl=size).sizes_ranked

@@ -94,6 +94,37 @@ def test_memory_first_then_the_file_then_nothing(subject: Subject) -> None:
         assert passes == [len(BATCHES[2])]
 
 
+@pytest.mark.parametrize(("memory", "file"), [(1, 0), (0, 1)], ids=["in memory", "in a file"])
+def test_what_will_not_come_again_gives_its_room_back(subject: Subject, memory: int, file: int) -> None:
+    room = nbytes(subject, BATCHES[0])
+    references = References(subject, Ablation.CORRUPTED, store=Store(memory * room, file * room))
+    kept = references(BATCHES[0])
+    assert kept.lasting
+    assert references.store.memory_bytes == references.store.file_bytes == 0
+    with counted(subject) as passes:
+        last = references(BATCHES[0], again=False)
+        assert not passes
+    assert not last.lasting, "its baselines may go as they are used"
+    same(kept, last)
+    assert (references.store.memory_bytes, references.store.file_bytes) == (memory * room, file * room)
+    with counted(subject) as passes:
+        once = references(BATCHES[0], again=False)
+        assert len(passes) == 2, "nothing of it is left"
+    same(kept, once)
+    assert (references.store.memory_bytes, references.store.file_bytes) == (memory * room, file * room)
+
+
+def test_constants_last_whether_the_batch_comes_again_or_not(subject: Subject) -> None:
+    references = References(subject, Ablation.ZERO, constants=constants(subject, BATCHES, Ablation.ZERO))
+    first, second = references(BATCHES[0]), references(BATCHES[0], again=False)
+    assert first.lasting
+    assert second.lasting
+    same(first, second)
+    with counted(subject) as passes:
+        references(BATCHES[0])
+        assert len(passes) == 2
+
+
 def test_a_full_disk_is_no_room(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -115,11 +146,12 @@ def test_mapped_tensors_are_copies_of_every_shape_and_dtype() -> None:
     }
     kept = Store(0, LARGE).keep(tensors)
     assert kept is not None
+    assert (kept.memory_bytes, kept.file_bytes) == (0, sum(tensor.nbytes for tensor in tensors.values()))
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     for tensor in tensors.values():
         tensor.zero_()
-    assert all(torch.equal(kept[name], before[name]) for name in tensors)
-    assert all(kept[name].dtype == before[name].dtype for name in tensors)
+    assert all(torch.equal(kept.tensors[name], before[name]) for name in tensors)
+    assert all(kept.tensors[name].dtype == before[name].dtype for name in tensors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -66,6 +66,8 @@ def test_points_are_what_the_card_of_their_run_says(swept: Path) -> None:
     )
     assert point["kl"] == pytest.approx(card["test.kl"], rel=1e-6)
     assert point["faithfulness"] == pytest.approx(card["test.faithfulness"], rel=1e-6)
+    assert point["full_accuracy"] == card["full.accuracy"]
+    assert point["training_kl"] == pytest.approx(evaluate(model, circuit, pairs.train[:12])["test.kl"], rel=1e-6)
     assert point["heads"] == card["kept.head.kept"]
     assert point["parameters"] == pytest.approx(card["parameters.kept"] / card["parameters.total"])
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from circuitsieve.circuit import Ranking
 from circuitsieve.data import PairBatch
-from circuitsieve.effects import enough_batches, finest
+from circuitsieve.effects import finest
 from circuitsieve.instrument import answer_logits, record
+from circuitsieve.itinerary import looked_at
 from circuitsieve.nodes import COMPOSITION, Activations
 from circuitsieve.objective import kl, log_probs, logit_difference
 from circuitsieve.problem import Problem
@@ -42,7 +43,7 @@ def attribution(problem: Problem, on_look: OnLook = lambda *_: None) -> Ranking:
     if method is Method.RANDOM:
         generator = torch.Generator().manual_seed(config.seed)
         return Ranking(problem.space, {g: torch.rand(problem.space.shape(g), generator=generator) for g in nodes})
-    batches = enough_batches(problem)
+    batches = looked_at(problem.train.batches, problem.config)
     sums: Sums = {g: torch.zeros(problem.space.shape(g)) for g in nodes}
     for done, batch in enumerate(batches, 1):
         found = (_differences if method is Method.ACTIVATION_DIFFERENCE else _gradients)(problem, batch)
@@ -75,7 +76,7 @@ def _gradients(problem: Problem, batch: PairBatch) -> Sums:
     at = points(problem)
     sums: Sums = {}
     with quick_attention(bench.subject, batch.clean.shape[1]):
-        reference = bench.references(batch)
+        reference = bench.references(batch, again=False)
         for value in at:
             masks = {
                 g: torch.full(problem.space.shape(g), value, device=problem.subject.device, requires_grad=True)
@@ -97,7 +98,7 @@ def _gradients(problem: Problem, batch: PairBatch) -> Sums:
 def _differences(problem: Problem, batch: PairBatch) -> Sums:
     """How far each node's activations lie from their baselines, summed over its units and the pairs of a batch."""
     bench, nodes = problem.train, finest(problem.granularities)
-    reference = bench.references(batch)
+    reference = bench.references(batch, again=False)
     with record(bench.subject, list(reference.baselines)) as clean:
         answer_logits(bench.subject, batch.clean, batch.positions, reference.prefix)
     shared = reference.prefix.tokens if reference.prefix else 0  # nothing differs there

@@ -18,6 +18,10 @@ from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity
 
 _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
 """Prices that are not 0.5: `size` counts these units, and the mean over so many of them moves little per unit."""
+RANKED_SIZES = (0.05, 0.6)
+"""Between which sizes nodes are ranked where no size is asked for."""
+RANKED_AROUND = (0.6, 7.5)
+"""The same over the size that is asked for: much smaller masks would decide the order at the expense of its own."""
 BUDGETS = ("max_kl", "min_faithfulness", "size", "pressure")
 MEASURES = ("units", "parameters")
 CHARGES = ("open", "all")
@@ -75,8 +79,8 @@ class DiscoveryConfig:
     """The share of the steps that rank all nodes first, by nested soft masks of every size (paper: 0; ignored with a fixed
     pressure, where gates start as the paper does)."""
 
-    ranking_sizes: tuple[float, float] = (0.05, 0.6)
-    """Between which sizes the masks of the ranking are drawn."""
+    ranking_sizes: tuple[float, float] | None = None
+    """Between which sizes the masks of the ranking are drawn (where not given: 0.05 and 0.6, or around the size asked for)."""
 
     ranking_looks: int = 2
     """How often the effects of single nodes are measured: the ranking starts there (0: all nodes start equal)."""
@@ -147,7 +151,8 @@ class DiscoveryConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "granularities", tuple(self.granularities))
         object.__setattr__(self, "init", tuple(map(float, self.init)))
-        object.__setattr__(self, "ranking_sizes", tuple(map(float, self.ranking_sizes)))
+        if self.ranking_sizes is not None:
+            object.__setattr__(self, "ranking_sizes", tuple(map(float, self.ranking_sizes)))
         budgets = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(budgets) > 1:
             raise ConfigError(f"budget: found {' and '.join(budgets)}, expected one of them")
@@ -217,7 +222,7 @@ class DiscoveryConfig:
             raise ConfigError(f"init: found {self.init}, expected two finite numbers, the lower one first")
 
     def _check_ranking(self) -> None:
-        sizes = self.ranking_sizes
+        sizes = self.sizes_ranked
         if len(list(sizes)) != 2 or not 0 < sizes[0] <= sizes[1] <= 1:
             raise ConfigError(f"ranking_sizes: found {sizes}, expected two fractions, the lower one first")
         if not 0 <= self.ranking_share < 1:
@@ -235,6 +240,16 @@ class DiscoveryConfig:
         if not Method(self.method).learns:
             return 0
         return 0 if self.pressure is not None else round(self.ranking_share * self.steps)
+
+    @property
+    def sizes_ranked(self) -> tuple[float, float]:
+        """Between which sizes the masks of the ranking are drawn."""
+        if self.ranking_sizes is not None:
+            return self.ranking_sizes
+        if self.size is None:
+            return RANKED_SIZES
+        below, above = RANKED_AROUND
+        return below * self.size, min(above * self.size, (1 + self.size) / 2)
 
     def price(self, granularity: str) -> float:
         """The coefficient of a granularity."""

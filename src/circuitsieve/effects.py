@@ -21,8 +21,6 @@ from circuitsieve.problem import Problem
 from circuitsieve.subject import quick_attention
 from circuitsieve.vocabulary import Granularity
 
-PAIRS = 384
-"""So many training pairs are looked at."""
 SMALLEST = 1e-4
 """Of the mean effect: what a node without any is given, so that its logarithm stays finite."""
 
@@ -32,11 +30,6 @@ Effects = dict[Granularity, Float[Tensor, "#layers _"]]
 def finest(granularities: Iterable[Granularity]) -> dict[Granularity, Granularity]:
     """For each granularity whose nodes have no children: the searched one that decides about them, if any."""
     return {leaf: chain[-1] for leaf, chain in chains(granularities).items()}
-
-
-def enough_batches(problem: Problem) -> Sequence[PairBatch]:
-    """The training batches that effects are measured on: always the same."""
-    return problem.train.batches[: max(1, PAIRS // problem.config.batch_size)]
 
 
 def effects(problem: Problem, batches: Sequence[PairBatch], draw: Callable[[], Masks]) -> Effects:

@@ -35,7 +35,7 @@ class Footprint:
     narrow_baselines: int
     """The same, as they are where layers are run again (`narrowest`)."""
     said: int
-    """What the full model says about all training pairs."""
+    """What the full model says about the training pairs that come up more than once."""
 
     def step(self, checkpointed: int) -> int:
         """The peak of a step above what is there between steps, with so many layers run again in the backward pass."""
@@ -73,12 +73,15 @@ def divide(footprint: Footprint, allowed: int, checkpointing: str = "auto") -> D
     return Division(checkpointed, max(0, left - footprint.step(checkpointed)))
 
 
-def footprint_of(references: References, batches: Sequence[PairBatch], site_masks: SiteMasks) -> Footprint:
+def footprint_of(
+    references: References, batches: Sequence[PairBatch], revisited: Sequence[PairBatch], site_masks: SiteMasks
+) -> Footprint:
     """Count what steps keep, on the first pair of the batch with the most tokens.
 
     Args:
         references: of the training pairs; nothing is added to what they keep.
         batches: all training batches.
+        revisited: those that come up more than once.
         site_masks: those of a step, differentiable.
     """
     subject = references.subject
@@ -98,7 +101,7 @@ def footprint_of(references: References, batches: Sequence[PairBatch], site_mask
         rest=pairs * kept[1],
         baselines=pairs * baselines,
         narrow_baselines=pairs * baselines * narrowest(dtype).itemsize // dtype.itemsize,
-        said=sum(map(len, batches)) * reference.full.nbytes,
+        said=sum(map(len, revisited)) * reference.full.nbytes,
     )
 
 

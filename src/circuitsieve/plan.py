@@ -8,7 +8,7 @@ but for the search of the final cut, which is taken to be as long as searches ar
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -16,8 +16,8 @@ from torch import nn
 from circuitsieve.attribution import points
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import PairBatch, Pairs, batches
-from circuitsieve.effects import enough_batches
 from circuitsieve.evaluation import EvaluationConfig
+from circuitsieve.itinerary import looked_at, order, revisited
 from circuitsieve.phases import phases
 from circuitsieve.problem import Problem
 from circuitsieve.selection import Checks, glimpsed
@@ -73,22 +73,22 @@ def predict(
         CircuitsieveError: what `discover` would raise before its first step.
     """
     with frozen(model):
-        problem = Problem.of(Subject.of(model), pairs, config.replaced(ranking_looks=0))
+        problem = Problem.of(Subject.of(model), pairs, config)
         before = resident()
         in_memory, kept = _kept_shares(problem)
         times = _Times.of(problem)
         test = batches(pairs.test, card.batch_size)
         seconds = {
-            "references": times.reference * _visited(problem, config),
-            "effects of single nodes": (times.step + (1 - kept) * times.run) * _looks(problem, config),
-            "steps": (times.step + (1 - kept) * times.run) * _steps(config),
+            "references": times.reference * _visited(problem) + (1 - kept) * times.run * _visited_again(problem),
+            "effects of single nodes": times.step * _looks(problem),
+            "steps": times.step * _steps(config),
             "checks and final cut": times.check * _check_passes(problem),
             "card": times.check * _card_passes(problem, test, card),
         }
         memory = {
             "model, libraries and pairs": before,
             "what the full model says": problem.footprint.said,
-            "corrupted activations, kept": int(in_memory * _all_activations(problem)),
+            "corrupted activations, kept": int(in_memory * _lasting_activations(problem)),
             "corrupted activations, validation": _validation_bytes(problem),
             "a step": problem.footprint.step(problem.train.checkpointed),
             "card (allocators give little back before)": _card_bytes(
@@ -118,8 +118,9 @@ class _Times:
         with quick_attention(problem.train.subject, batch.clean.shape[1]):  # as in a step
             reference = _timed(lambda: problem.train.references.keeping_nothing()(batch))
             run = _timed(lambda: anew(batch))
-        training = Training(problem)
-        training.begin(next(phases(problem, lambda: problem)))
+        unseen = replace(problem, config=problem.config.replaced(ranking_looks=0))
+        training = Training(unseen)
+        training.begin(next(phases(unseen, lambda: unseen)))
         step = _timed(lambda: float(training.step(0, batch)["kl"]))
         if batch not in problem.train.references:
             step -= run
@@ -138,19 +139,31 @@ def _timed(call: Callable[[], object]) -> float:
     return statistics.median(times[1:])
 
 
-def _visited(problem: Problem, config: DiscoveryConfig) -> int:
-    batches = len(enough_batches(problem)) if Method(config.method) is not Method.RANDOM else 0
-    return min(len(problem.train.batches), max(_steps(config), batches))
+def _visited(problem: Problem) -> int:
+    """Different training batches that come up."""
+    steps = order(problem.train.batches, problem.config)[: _steps(problem.config)]
+    looks = _looks(problem) or Method(problem.config.method) is Method.ACTIVATION_DIFFERENCE
+    return len({*steps, *(_looked_at(problem) if looks else ())})
+
+
+def _visited_again(problem: Problem) -> int:
+    """How often batches come up that had come up before."""
+    return max(0, _steps(problem.config) + _looks(problem) - _visited(problem))
+
+
+def _looked_at(problem: Problem) -> Sequence[PairBatch]:
+    return looked_at(problem.train.batches, problem.config)
 
 
 def _steps(config: DiscoveryConfig) -> int:
     return config.steps if Method(config.method).learns else 0
 
 
-def _looks(problem: Problem, config: DiscoveryConfig) -> int:
+def _looks(problem: Problem) -> int:
     """Forward and backward passes before the first step, or instead of all."""
+    config = problem.config
     each = config.ranking_looks if config.ranking_steps else 0 if Method(config.method).learns else len(points(problem))
-    return each * len(enough_batches(problem))
+    return each * len(_looked_at(problem))
 
 
 def _check_passes(problem: Problem) -> int:
@@ -187,17 +200,17 @@ def _card_bytes(problem: Problem, judged: Sequence[PairBatch], card: EvaluationC
     return min(int(card.memory_gb * 2**30), per_token * sum(batch.clean.numel() for batch in judged))
 
 
-def _all_activations(problem: Problem) -> int:
-    """Bytes of the corrupted activations of all training pairs."""
+def _lasting_activations(problem: Problem) -> int:
+    """Bytes of the corrupted activations of the training pairs that come up more than once."""
     largest = max(batch.clean.numel() for batch in problem.train.batches)
     footprint = problem.footprint
     each = footprint.narrow_baselines if problem.train.checkpointed else footprint.baselines
-    return each * sum(batch.clean.numel() for batch in problem.train.batches) // largest
+    return each * sum(batch.clean.numel() for batch in revisited(problem.train.batches, problem.config)) // largest
 
 
 def _kept_shares(problem: Problem) -> tuple[float, float]:
     """The share of the corrupted activations of training pairs that has room in memory, and in memory or in a file."""
-    store, needed = problem.train.references.store, _all_activations(problem)
+    store, needed = problem.train.references.store, _lasting_activations(problem)
     if needed == 0:
         return 1.0, 1.0
     return min(1.0, store.memory_bytes / needed), min(1.0, (store.memory_bytes + store.file_bytes) / needed)

@@ -4,8 +4,7 @@ What training and selection share. Nothing here learns.
 """
 
 import math
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +19,7 @@ from circuitsieve.data import PairBatch, Pairs, batches
 from circuitsieve.errors import DataError
 from circuitsieve.footprint import Footprint, divide, footprint_of, narrowest
 from circuitsieve.instrument import answer_logits, masked
+from circuitsieve.itinerary import revisited
 from circuitsieve.lean import Lean
 from circuitsieve.masks import BoolMasks, Masks
 from circuitsieve.nodes import COMPOSITION, Activations, NodeSpace, SiteMasks
@@ -152,7 +152,7 @@ class Problem:
 
         learner = subject if (dtype := training_dtype(subject, config)) is None else subject.in_dtype(dtype)
         learning, judging = references(learner), references(subject)
-        footprint = footprint_of(learning, train, _soft_masks(subject, config))
+        footprint = footprint_of(learning, train, revisited(train, config), _soft_masks(subject, config))
         memory, disk = (bytes_of(name, getattr(config, name)) for name in ("memory", "disk"))
         division = divide(footprint, int((1 - VALIDATION_MEMORY) * memory), config.checkpointing)
         if division.checkpointed:
@@ -207,16 +207,6 @@ class Problem:
         if self.config.charge == "open":
             prices |= {g: prices[g] * product.detach() for g, product in self.space.containers_open(masks).items()}
         return prices
-
-    def order(self) -> Iterator[PairBatch]:
-        """The training batches, reshuffled every epoch, as many as there are steps."""
-        generator = random.Random(self.config.seed)
-        queue: list[PairBatch] = []
-        for _ in range(self.config.steps):
-            if not queue:
-                queue = list(self.train.batches)
-                generator.shuffle(queue)
-            yield queue.pop()
 
     def site_masks(self, masks: Masks) -> SiteMasks:
         """What masks of the searched granularities mean at the sites of a training pass."""

@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from circuitsieve.circuit import Ranking
 from circuitsieve.control import Signals
-from circuitsieve.effects import effects, enough_batches, log_scores
+from circuitsieve.effects import effects, log_scores
+from circuitsieve.itinerary import looked_at
 from circuitsieve.masks import Masks, Scores
 from circuitsieve.nested import Nested
 from circuitsieve.phase import Facts, Phase, falling
@@ -19,7 +20,7 @@ from circuitsieve.problem import Problem
 
 KL_FLOOR = 0.05
 """Of the ranking's objective log(KL + this), nats: every size counts alike, and pairs without any loss do not explode."""
-EFFECT_SCALE = 6.0
+EFFECT_SCALE = 3.0
 """What a score starts with is this times the log of the node's effect: so steep that only nodes near the threshold learn."""
 TEMPERATURE = 1.0
 """Of the soft masks; the scale of the scores."""
@@ -46,7 +47,7 @@ class RankingPhase(Phase):
     @override
     def begin(self, on_look: Callable[[int, int], None]) -> None:
         """Start where nodes stand by themselves, seen first among equals, then in masks of the ranking that this gives."""
-        batches = enough_batches(self.problem)
+        batches = looked_at(self.problem.train.batches, self.config)
         seen = itertools.count(1)
 
         def masks() -> Masks:
@@ -80,9 +81,9 @@ class RankingPhase(Phase):
 
     @override
     def ranking(self) -> Ranking:
-        return Ranking(self.problem.space, self.leaves(math.sqrt(math.prod(self.config.ranking_sizes))))
+        return Ranking(self.problem.space, self.leaves(math.sqrt(math.prod(self.config.sizes_ranked))))
 
     def _random_size(self) -> float:
         """Log-uniform."""
-        low, high = map(math.log, self.config.ranking_sizes)
+        low, high = map(math.log, self.config.sizes_ranked)
         return math.exp(self.rng.uniform(low, high))

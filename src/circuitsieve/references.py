@@ -1,10 +1,11 @@
 """The two runs that every circuit is measured against, batch by batch: the full model and the empty circuit.
 
-Neither depends on the masks, so each is made once per example. What the full model says is always kept. The activations of
-the ablated run are large: they are kept while there is room, and else computed anew whenever the batch comes up again.
+Neither depends on the masks, so each is made once per example. Of a batch that will come up again, what the full model says is
+always kept. The activations of the ablated run are large: they are kept while there is room, and else computed anew whenever the
+batch comes up again. Of a batch that will not, nothing is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from circuitsieve.instrument import answer_logits, masked, record
 from circuitsieve.nodes import Activations
 from circuitsieve.objective import PairMetrics, measure
 from circuitsieve.prefix import Prefix, shared_tokens
-from circuitsieve.store import Store
+from circuitsieve.store import Kept, Store
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, SiteKind
 
@@ -65,13 +66,23 @@ class References:
         self.store, self.dtype = store or Store(0), dtype
         self._full: dict[PairBatch, Tensor] = {}
         self._empty: dict[PairBatch, PairMetrics] = {}
-        self._kept: dict[PairBatch, _Run] = {}
+        self._kept: dict[PairBatch, tuple[_Run, Kept[Hashable]]] = {}
 
     @torch.no_grad()
-    def __call__(self, batch: PairBatch) -> Reference:
-        """The reference of a batch, without autograd history."""
-        baselines, prefix = self._run(batch) if self.ablation.is_run else self._at_positions(batch)
-        return Reference(self._full[batch], self._empty[batch], baselines, prefix, lasting=batch in self)
+    def __call__(self, batch: PairBatch, *, again: bool = True) -> Reference:
+        """The reference of a batch, without autograd history.
+
+        Args:
+            batch: the pairs.
+            again: whether the batch will come up again; if not, all that was kept of it is let go.
+        """
+        baselines, prefix = self._run(batch, again) if self.ablation.is_run else self._at_positions(batch)
+        if again:
+            return Reference(self._full[batch], self._empty[batch], baselines, prefix, lasting=batch in self)
+        if batch in self._kept:
+            self.store.give_back(self._kept.pop(batch)[1])
+        full, empty = self._full.pop(batch), self._empty.pop(batch)
+        return Reference(full, empty, baselines, prefix, lasting=not self.ablation.is_run)
 
     def __contains__(self, batch: PairBatch) -> bool:
         """Whether the activations of a batch are kept."""
@@ -89,10 +100,10 @@ class References:
         other._full = self._full
         return other
 
-    def _run(self, batch: PairBatch) -> "_Run":
+    def _run(self, batch: PairBatch, again: bool) -> "_Run":
         """The activations of the other prompts."""
         if batch in self._kept:
-            return self._kept[batch]
+            return self._kept[batch][0]
         shared = shared_tokens(self.subject, batch)
         prefix = Prefix.of(self.subject, batch.clean[:, :shared]) if shared else None
         with record(self.subject, self.sites, self.dtype) as baselines:
@@ -100,8 +111,9 @@ class References:
         run = _Run(baselines, prefix)
         if batch not in self._full:
             self._say(batch, logits, prefix)
-            if (kept := run.kept(self.store)) is not None:
-                self._kept[batch] = kept
+            if again and (kept := self.store.keep(run.tensors())) is not None:
+                run = run.with_tensors(kept.tensors)
+                self._kept[batch] = run, kept
         return run
 
     def _say(self, batch: PairBatch, empty: Tensor, prefix: Prefix | None) -> None:
@@ -133,14 +145,18 @@ class _Run(NamedTuple):
     baselines: Activations
     prefix: Prefix | None
 
-    def kept(self, store: Store) -> "_Run | None":
-        """The same, kept in a store; None if there is no room."""
-        kept = store.keep({**self.baselines, **(self.prefix.tensors if self.prefix else {})})
-        if kept is None:
-            return None
-        baselines = {site: kept[site] for site in self.baselines}
-        prefix = self.prefix and replace(self.prefix, tensors={key: kept[key] for key in self.prefix.tensors})
-        return _Run(baselines, prefix)
+    def tensors(self) -> dict[Hashable, Tensor]:
+        """All that can be kept."""
+        tensors: dict[Hashable, Tensor] = {}
+        tensors.update(self.baselines.items())
+        if self.prefix:
+            tensors.update(self.prefix.tensors.items())
+        return tensors
+
+    def with_tensors(self, tensors: Mapping[Hashable, Tensor]) -> "_Run":
+        """The same with other tensors of the same content."""
+        prefix = self.prefix and replace(self.prefix, tensors={key: tensors[key] for key in self.prefix.tensors})
+        return _Run({site: tensors[site] for site in self.baselines}, prefix)
 
 
 def _rows(constant: Tensor, tokens: int) -> Tensor:

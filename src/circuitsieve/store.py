@@ -3,7 +3,8 @@
 import mmap
 import tempfile
 from collections.abc import Hashable, Mapping
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,15 @@ K = TypeVar("K", bound=Hashable)
 
 ALIGNMENT = 64
 """Bytes: where a tensor in a file begins is a multiple of this."""
+
+
+@dataclass(frozen=True)
+class Kept(Generic[K]):
+    """A group of tensors, and the room that it takes."""
+
+    tensors: dict[K, Tensor]
+    memory_bytes: int
+    file_bytes: int
 
 
 class Store:
@@ -27,12 +37,12 @@ class Store:
         """
         self.memory_bytes, self.file_bytes = memory_bytes, file_bytes
 
-    def keep(self, tensors: Mapping[K, Tensor]) -> dict[K, Tensor] | None:
+    def keep(self, tensors: Mapping[K, Tensor]) -> Kept[K] | None:
         """The same tensors, to be held on to; None if there is no room for them. Those in files are on the CPU."""
         needed = sum(tensor.nbytes for tensor in tensors.values())
         if needed <= self.memory_bytes:
             self.memory_bytes -= needed
-            return dict(tensors)
+            return Kept(dict(tensors), needed, 0)
         if needed <= self.file_bytes:
             try:
                 mapped = _mapped(tensors)
@@ -40,8 +50,13 @@ class Store:
                 self.file_bytes = 0
                 return None
             self.file_bytes -= needed
-            return mapped
+            return Kept(mapped, 0, needed)
         return None
+
+    def give_back(self, kept: Kept[K]) -> None:
+        """The room of a group that is held on to no longer."""
+        self.memory_bytes += kept.memory_bytes
+        self.file_bytes += kept.file_bytes
 
 
 def _mapped(tensors: Mapping[K, Tensor]) -> dict[K, Tensor]:

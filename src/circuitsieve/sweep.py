@@ -81,10 +81,14 @@ class Point:
     """The lower end of the 95 % bootstrap interval over pairs."""
     kl_high: float | None
     accuracy: float
+    full_accuracy: float
+    """Of the full model."""
     exact_match: float
     faithfulness: float | None
     validation_kl: float | None
     """Of the run's own circuit."""
+    training_kl: float
+    """On as many training pairs: the gap to `kl` is what does not generalise."""
     seconds: float
     """Of the search."""
 
@@ -155,11 +159,24 @@ def _searched(
     found.save(folder, overwrite=True)
     sizes = sweep.measured(job.config)
     circuits = [found.circuit if size == job.config.size else cut_at(found, size) for size in sizes]
-    summaries = measure_circuits(loaded.model, circuits, pairs.test)
+    space = found.circuit.space
+    all_open = Circuit(space, space.full(), found.circuit.ablation, found.circuit.constants)
+    full, *test = measure_circuits(loaded.model, [all_open, *circuits], pairs.test)
+    train = measure_circuits(loaded.model, circuits, pairs.train[: len(pairs.test)])
     own = float(found.check.signals.kl)
     return [
-        _point(job.config, size, circuit, summary, own if circuit is found.circuit else None, seconds)
-        for size, circuit, summary in zip(sizes, circuits, summaries, strict=True)
+        Point(
+            method=job.config.method,
+            seed=job.config.seed,
+            asked=size,
+            **_kept_of(circuit),
+            **_behaviour(summary),
+            full_accuracy=full.mean("accuracy"),
+            validation_kl=own if circuit is found.circuit else None,
+            training_kl=on_train.mean("kl"),
+            seconds=seconds,
+        )
+        for size, circuit, summary, on_train in zip(sizes, circuits, test, train, strict=True)
     ]
 
 
@@ -169,34 +186,21 @@ def cut_at(found: Discovery, size: float) -> Circuit:
     return Circuit(found.circuit.space, masks, found.circuit.ablation, found.circuit.constants)
 
 
-def _point(
-    config: DiscoveryConfig,
-    asked: float,
-    circuit: Circuit,
-    summary: Summary,
-    validation_kl: float | None,
-    seconds: float,
-) -> Point:
+def _kept_of(circuit: Circuit) -> dict[str, Any]:
     kept = {granularity: n for granularity, (n, _) in circuit.counts.items()}
+    return {
+        "size": circuit.size,
+        "parameters": circuit.share("parameters"),
+        "heads": kept[Granularity.HEAD],
+        "head_dims": kept[Granularity.HEAD_DIM],
+        "mlp_neurons": kept[Granularity.MLP_NEURON],
+    }
+
+
+def _behaviour(summary: Summary) -> dict[str, Any]:
     low, high = summary.intervals["kl"] or (None, None)
-    return Point(
-        method=config.method,
-        seed=config.seed,
-        asked=asked,
-        size=circuit.size,
-        parameters=circuit.share("parameters"),
-        heads=kept[Granularity.HEAD],
-        head_dims=kept[Granularity.HEAD_DIM],
-        mlp_neurons=kept[Granularity.MLP_NEURON],
-        kl=summary.mean("kl"),
-        kl_low=low,
-        kl_high=high,
-        accuracy=summary.mean("accuracy"),
-        exact_match=summary.mean("exact_match"),
-        faithfulness=summary.values["faithfulness"],
-        validation_kl=validation_kl,
-        seconds=seconds,
-    )
+    means = {name: summary.mean(name) for name in ("kl", "accuracy", "exact_match")}
+    return {**means, "kl_low": low, "kl_high": high, "faithfulness": summary.values["faithfulness"]}
 
 
 def medians(points: Iterable[Point]) -> dict[str, list[tuple[float, float]]]:

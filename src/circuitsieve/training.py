@@ -20,6 +20,7 @@ from circuitsieve.ablations import OptimalConstants
 from circuitsieve.control import Signals
 from circuitsieve.data import PairBatch
 from circuitsieve.errors import ModelError
+from circuitsieve.itinerary import journey
 from circuitsieve.objective import hinge, logit_difference
 from circuitsieve.phase import Phase
 from circuitsieve.phases import phases
@@ -69,13 +70,13 @@ class Training:
 
     def run(self) -> bool:
         """Train to the end; True if the user interrupted it."""
-        start, batches = time.monotonic(), self.problem.order()
+        start, batches = time.monotonic(), journey(self.problem.train.batches, self.problem.config)
         try:
             for phase in phases(self.problem, self.problem_now):
                 self.begin(phase)
                 for step in range(phase.steps):
                     done = len(self.history)
-                    measured = self.step(step, next(batches))
+                    measured = self.step(step, *next(batches))
                     entry = {"step": done, "seconds": time.monotonic() - start, **_numbers(measured, done)}
                     self.history.append(entry | self._check(done))
                     self.on_step(self.history[-1])
@@ -89,16 +90,17 @@ class Training:
         phase.begin(self.on_look)
         self.optimizer = torch.optim.Adam(phase.learned.parameters(), betas=ADAM_BETAS, eps=ADAM_EPS)
 
-    def step(self, step: int, batch: PairBatch) -> dict[str, Tensor]:
+    def step(self, step: int, batch: PairBatch, again: bool = True) -> dict[str, Tensor]:
         """One step of the phase; what was measured, not waited for.
 
         Args:
             step: its number in the phase.
             batch: the training pairs.
+            again: whether a later step takes them again.
         """
         masks = self.phase.draw(step)
         with quick_attention(self.problem.train.subject, batch.clean.shape[1]):
-            reference = self.problem.train.references(batch)
+            reference = self.problem.train.references(batch, again=again)
             constants = None if self.constants is None else self.constants()
             logits = self.problem.train.logits(
                 self.problem.site_masks(masks), batch, reference, constants, last=True, lean=self.phase.lean

@@ -1,0 +1,159 @@
+"""How good the circuits of every method are, at equal size, on the same held-out pairs.
+
+    python benchmarks/quality.py measure --model smollm2 --tasks ioi greater_than gender_pronoun \\
+        --out benchmarks/results/quality-smollm2.json
+    python benchmarks/quality.py page benchmarks/results/quality-*.json --out docs/quality.md
+
+`measure` makes a sweep for each task (`circuitsieve sweep` makes the same ones) under --runs, where it goes on if it was stopped,
+and writes JSON with the machine, the versions and the command. The seed draws the pairs and all that is random in the search.
+`page` makes the tables of such files.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from surroundings import surroundings
+
+# isort: split
+
+from circuitsieve.config import DiscoveryConfig
+from circuitsieve.progress import RichReporter
+from circuitsieve.runs import RunFolder
+from circuitsieve.sweep import Sweep, run_sweep
+from circuitsieve.vocabulary import UNIT_GRANULARITIES
+from circuitsieve.workflow import Job
+
+METHODS = ("hard_concrete", "nested", "integrated_gradients", "attribution", "activation_difference", "random")
+SIZES = (0.16, 0.08, 0.04, 0.02)
+TASKS = ("ioi", "greater_than", "gender_pronoun")
+RIVAL = "integrated_gradients"
+COLUMNS = {
+    "KL, nats": ("kl", ".3f"),
+    "KL, training pairs": ("training_kl", ".3f"),
+    "accuracy": ("accuracy", ".3f"),
+    "faithfulness": ("faithfulness", ".2f"),
+    "heads": ("heads", ".0f"),
+    "head dims": ("head_dims", ",.0f"),
+    "MLP neurons": ("mlp_neurons", ",.0f"),
+    "parameters": ("parameters", ".1%"),
+    "seconds": ("seconds", ".0f"),
+}
+"""Of the tables: a figure and its format."""
+SPREAD = ("kl",)
+"""Figures that are shown with the lowest and the highest over the seeds."""
+Points = list[dict[str, Any]]
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("measure", help="make the runs and measure them")
+    run.add_argument("--model", default="smollm2")
+    run.add_argument("--tasks", nargs="+", default=TASKS)
+    run.add_argument("--methods", nargs="+", default=METHODS)
+    run.add_argument("--sizes", nargs="+", type=float, default=SIZES)
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    run.add_argument("--runs", type=Path, default=Path("runs/quality"))
+    run.add_argument("--out", type=Path, required=True)
+    page = commands.add_parser("page", help="write the tables")
+    page.add_argument("results", nargs="+", type=Path)
+    page.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """The points of every task, and where in the model the kept units lie."""
+    tasks = {}
+    for task in options.tasks:
+        folder = options.runs / f"{Path(options.model).name}-{task}"
+        job = Job(options.model, task, str(folder), DiscoveryConfig())
+        sweep = Sweep(job, tuple(options.methods), tuple(options.sizes), tuple(options.seeds))
+        with RichReporter() as reporter:
+            points = run_sweep(sweep, reporter)
+        names = {run.name: units_by_layer(run) for run in sorted((folder / "runs").iterdir())}
+        tasks[task] = {"points": [vars(point) for point in points], "units by layer": names}
+    return {**surroundings(), "model": options.model, "tasks": tasks}
+
+
+def units_by_layer(run: Path) -> dict[str, list[int]]:
+    """Kept head dims and MLP neurons of the circuit of a run, layer by layer."""
+    circuit, _ = RunFolder.open(run).read_circuit()
+    return {str(g): circuit.masks[g].sum(1).tolist() for g in sorted(UNIT_GRANULARITIES)}
+
+
+PAGE = """# Quality: every method at equal size
+
+Medians over {seeds} seeds (the lowest and the highest in brackets); each seed draws other words, other pairs and another search.
+All figures but those on training pairs are of test pairs, whose words stand in no training or validation pair. Size is the kept
+share of the read-site units; all methods rank the same nodes, with the same baselines, through the same masks, and are cut at
+exactly the same sizes. Seconds are those of the search (a method that does not learn is run once for all sizes).
+
+{tables}
+Written by `{command}`, from the results of
+{commands}.
+"""
+
+
+def page(files: Iterable[Path], command: str) -> str:
+    """The page of some files of results."""
+    results = [json.loads(path.read_text()) for path in files]
+    tables, seeds = [], set()
+    for result in results:
+        for task, found in result["tasks"].items():
+            points: Points = found["points"]
+            seeds |= {point["seed"] for point in points}
+            full = statistics.median(point["full_accuracy"] for point in points)
+            tables.append(f"## {result['model']}, {task}\n\nAccuracy of the full model: {full:.3f}.\n\n{table(points)}")
+    commands = "\n".join(f"- `{result['command']}` (commit {result['commit']})" for result in results)
+    return PAGE.format(seeds=len(seeds), tables="\n".join(tables), command=command, commands=commands)
+
+
+def table(points: Points) -> str:
+    """One row for every size and method."""
+    lines = [
+        "| size | method | " + " | ".join(COLUMNS) + f" | KL / {RIVAL.replace('_', ' ')} |",
+        "| ---: | --- |" + " ---: |" * (len(COLUMNS) + 1),
+    ]
+    methods = dict.fromkeys(point["method"] for point in points)
+    for size in sorted({point["asked"] for point in points}, reverse=True):
+        rows = {m: [p for p in points if p["method"] == m and p["asked"] == size] for m in methods}
+        rival = median(rows.get(RIVAL, ()), "kl")
+        for method, same in rows.items():
+            if not same:
+                continue
+            cells = [cell(same, name, form) for name, form in COLUMNS.values()]
+            ratio = "" if rival is None else f"{(median(same, 'kl') or 0) / rival:.2f}"
+            lines.append(f"| {size:.0%} | {method.replace('_', ' ')} | " + " | ".join(cells) + f" | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(same: Points, name: str, form: str) -> str:
+    """The median of a figure, and its spread where that is shown."""
+    values = [point[name] for point in same if point[name] is not None]
+    if not values:
+        return ""
+    middle = format(statistics.median(values), form)
+    return f"{middle} ({min(values):{form}} to {max(values):{form}})" if name in SPREAD and len(values) > 1 else middle
+
+
+def median(same: Sequence[dict[str, Any]], name: str) -> float | None:
+    """The median of a figure; None if there is none."""
+    return statistics.median(point[name] for point in same) if same else None
+
+
+def main() -> None:
+    """Measure, or write the page."""
+    options = arguments()
+    if options.command == "measure":
+        options.out.write_text(json.dumps(measure(options), indent=1) + "\n")
+    else:
+        options.out.write_text(page(options.results, surroundings()["command"]))
+
+
+if __name__ == "__main__":
+    main()
