@@ -96,6 +96,13 @@ def test_no_name_stands_in_two_splits(corruption):
     assert [len(group) for group in names] == [121, 40, 40]
 
 
+def test_names_are_shared_on_request():
+    splits = build(split_names="false", train=3000, validation=3000, test=3000)
+    assert [every_name(getattr(splits, split)) for split in SPLITS] == [set(NAMES)] * 3
+    repeated = {pair.clean for pair in splits.train} & {pair.clean for pair in splits.test}
+    assert len(repeated) < 5, "pairs are other pairs"
+
+
 def test_templates_are_shared_unless_asked_otherwise():
     shared, disjoint = build(), build(split_templates="true")
     for split in SPLITS:
@@ -198,9 +205,10 @@ def test_unknown_options_are_named():
     with pytest.raises(ConfigError) as caught:
         build(corrupton="abc")
     assert str(caught.value) == (
-        "option of task ioi: found 'corrupton', expected one of corruption, split_templates; did you mean 'corruption'?"
+        "option of task ioi: found 'corrupton', expected one of corruption, split_names, split_templates; did you mean "
+        "'corruption'?"
     )
     with pytest.raises(ConfigError) as caught:
         build(corruption="xyz")
     assert str(caught.value) == "option corruption of task ioi: found 'xyz', expected one of abc, flip"
-    assert set(TASK.options) == {"corruption", "split_templates"}
+    assert set(TASK.options) == {"corruption", "split_names", "split_templates"}

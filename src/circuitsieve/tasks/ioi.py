@@ -62,7 +62,7 @@ SMALLEST_GROUP = 15
 NAMES_PER_SPLIT = 5
 """Fewest names of a split: IO, S and the three fresh names of the `abc` corruption."""
 
-_CHOICES = {"corruption": ("abc", "flip"), "split_templates": ("false", "true")}
+_CHOICES = {"corruption": ("abc", "flip"), "split_names": ("true", "false"), "split_templates": ("false", "true")}
 """The values of each option, its default first."""
 
 
@@ -76,7 +76,7 @@ the first (baba)."""
 
 
 def build(request: TaskRequest) -> TextSplits:
-    """The pairs of `request`: no name, and on request no template, stands in two splits.
+    """The pairs of `request`: unless it asks for it no name, and if it asks for it no template, stands in two splits.
 
     Everything follows from `request.seed`; a split does not change when another one is asked for more pairs.
 
@@ -87,6 +87,8 @@ def build(request: TaskRequest) -> TextSplits:
     options = making.chosen(TASK.name, _CHOICES, request.options)
     usable = making.of_one_length(TASK.name, "names", NAMES, request.tokens_in, SMALLEST_GROUP)
     names = making.split(usable, random.Random(f"ioi names {request.seed}"), at_least=NAMES_PER_SPLIT)
+    if options["split_names"] == "false":
+        names = dict.fromkeys(SPLITS, usable)
     templates = _split_templates(request.seed, disjoint=options["split_templates"] == "true")
 
     def make(split: str) -> tuple[Pair, ...]:
@@ -134,6 +136,8 @@ TASK = Task(
     build=build,
     options={
         "corruption": "abc (default): three other names instead of IO, S1 and S2; flip: S2 becomes IO",
+        "split_names": "true (default): no name stands in two splits, which is harder than most published IOI data; false: all "
+        "splits share them",
         "split_templates": "true: no template stands in two splits; false (default): all splits share them",
     },
 )
