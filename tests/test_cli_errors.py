@@ -206,3 +206,14 @@ def test_real_process_says_one_line(tmp_path, words, expected):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(expected)
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["tasks"], ["tasks", "--json"]])
+def test_a_reader_that_goes_away_ends_the_command_quietly(words):
+    """As in `circuitsieve ... | head -1`: the other end of the pipe is closed."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "circuitsieve", *words]
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (1, "")

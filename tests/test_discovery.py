@@ -198,7 +198,7 @@ def test_phases_share_the_steps_and_begin_where_the_ranking_ended(planted: GPT2L
     ranked = next(search)
     assert isinstance(ranked, RankingPhase)
     with torch.no_grad():
-        for score in ranked.nested.score.values():
+        for score in ranked.averages.scores.values():
             score.normal_(0, 3, generator=torch.Generator().manual_seed(0))
     second = next(search)
     assert isinstance(second, HardConcretePhase if method == "hard_concrete" else FocusPhase)
@@ -327,7 +327,7 @@ def test_what_gates_close_keeps_the_order_of_the_ranking(planted: GPT2LMHeadMode
     with torch.no_grad():
         for granularity, log_alpha in phase.gates.scores().items():
             log_alpha += torch.randn(log_alpha.shape, generator=generator)
-            phase.averages[granularity].copy_(log_alpha)
+            phase.averages.scores[granularity].copy_(log_alpha)
     own, ranking = Ranking(space, phase.gates.ranking()), phase.ranking()
     circuits = [Circuit(space, scores.cut(0.0)) for scores in (own, ranking)]
     assert all(torch.equal(circuits[0].masks[g], circuits[1].masks[g]) for g in Granularity)
@@ -412,7 +412,7 @@ def test_what_is_closed_for_good_stays_closed_and_grows(planted: GPT2LMHeadModel
         assert torch.equal(phase.left[leaf], scores > -RANKED_REACH)
     assert phase.lean is not None
     with torch.no_grad():
-        neurons, heads = phase.averages[Granularity.MLP_NEURON], phase.averages[Granularity.HEAD]
+        neurons, heads = phase.averages.scores[Granularity.MLP_NEURON], phase.averages.scores[Granularity.HEAD]
         neurons[0] = 1.0  # would be open again
         neurons[1, -1] = -RANKED_REACH
         heads[0, 3] = -RANKED_REACH

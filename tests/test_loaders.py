@@ -345,7 +345,10 @@ def test_options_are_for_built_in_tasks():
     with pytest.raises(DataError, match=r"task p\.jsonl: found options \(corruption\), which only tasks take"):
         load_task("p.jsonl", word_tokenizer(), request)
     for options, sentence in (
-        ({"colour": "red"}, "option of task ioi: found 'colour', expected one of corruption, split_templates"),
+        (
+            {"colour": "red"},
+            "option of task ioi: found 'colour', expected one of corruption, split_names, split_templates",
+        ),
         (
             {"corruption": "fip"},
             "option corruption of task ioi: found 'fip', expected one of abc, flip; did you mean 'flip'?",

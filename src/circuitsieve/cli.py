@@ -5,7 +5,7 @@ a user can cause is one line on stderr and exit status 2.
 """
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -13,17 +13,7 @@ from rich.console import Console
 from circuitsieve import comparisons, lookups
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.console import damage_named, one_line_errors, print_json, print_run, set_up_libraries
-from circuitsieve.flags import (
-    COUNT_FLAGS,
-    MODEL_FLAGS,
-    NO_FLAGS,
-    READING_FLAGS,
-    ConfigFlags,
-    CountFlags,
-    ModelFlags,
-    ReadingFlags,
-    config_of,
-)
+from circuitsieve.flags import JOB_FLAGS, JobFlags
 from circuitsieve.progress import RichReporter
 
 if TYPE_CHECKING:
@@ -48,12 +38,7 @@ def discover(
     model: str,
     task: str,
     out: str,
-    config: str | None = None,
-    flags: Annotated[ConfigFlags, Parameter(name="*")] = NO_FLAGS,
-    reading: ReadingFlags = READING_FLAGS,
-    counts: CountFlags = COUNT_FLAGS,
-    loading: ModelFlags = MODEL_FLAGS,
-    only_correct: bool = False,
+    flags: JobFlags = JOB_FLAGS,
     overwrite: bool = False,
     dry_run: bool = False,
     json: bool = False,
@@ -69,10 +54,6 @@ def discover(
         test, or `hf:` and a Hugging Face data set.
     out
         The folder of the run; new or empty.
-    config
-        A JSON file of settings, or a preset: paper-ioi, paper-gender-pronoun or paper-greater-than; flags come on top.
-    only_correct
-        Drop the pairs that the full model gets wrong.
     overwrite
         Replace a run that is already in the folder.
     dry_run
@@ -80,31 +61,12 @@ def discover(
     json
         Print the card (of a dry run: the plan) as JSON on stdout, everything else on stderr.
     """
-    settings = config_of(flags, config)
-    from circuitsieve.workflow import Job
-
-    data = reading.options(
-        train=counts.train_pairs, validation=counts.validation_pairs, test=counts.test_pairs, seed=settings.seed
-    )
-    job = Job(
-        model, task, out, settings, data, loading.dtype, loading.device, loading.revision, only_correct, overwrite
-    )
+    job = flags.job(model, task, out, overwrite=overwrite)
     return _plan(job, as_json=json) if dry_run else _discover(job, as_json=json)
 
 
 @app.command
-def plan(
-    *,
-    model: str,
-    task: str,
-    config: str | None = None,
-    flags: Annotated[ConfigFlags, Parameter(name="*")] = NO_FLAGS,
-    reading: ReadingFlags = READING_FLAGS,
-    counts: CountFlags = COUNT_FLAGS,
-    loading: ModelFlags = MODEL_FLAGS,
-    only_correct: bool = False,
-    json: bool = False,
-) -> int:
+def plan(*, model: str, task: str, flags: JobFlags = JOB_FLAGS, json: bool = False) -> int:
     """Say how much time and memory `discover` would take with the same flags, from a few timed passes.
 
     Parameters
@@ -113,26 +75,10 @@ def plan(
         As for `discover`.
     task
         As for `discover`.
-    config
-        As for `discover`.
-    only_correct
-        Drop the pairs that the full model gets wrong.
     json
         Print one JSON document.
     """
-    return discover(
-        model=model,
-        task=task,
-        out="",
-        config=config,
-        flags=flags,
-        reading=reading,
-        counts=counts,
-        loading=loading,
-        only_correct=only_correct,
-        dry_run=True,
-        json=json,
-    )
+    return _plan(flags.job(model, task, ""), as_json=json)
 
 
 @app.command
@@ -244,4 +190,5 @@ def main(arguments: list[str] | None = None) -> None:
     set_up_libraries()
     with one_line_errors():
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     sys.exit(status if isinstance(status, int) else 0)

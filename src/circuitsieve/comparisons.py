@@ -1,22 +1,9 @@
 """Commands that compare: several methods at several sizes."""
 
-from typing import Annotated
-
-from cyclopts import Parameter
 from rich.console import Console
 
 from circuitsieve.console import print_json
-from circuitsieve.flags import (
-    COUNT_FLAGS,
-    MODEL_FLAGS,
-    NO_FLAGS,
-    READING_FLAGS,
-    ConfigFlags,
-    CountFlags,
-    ModelFlags,
-    ReadingFlags,
-    config_of,
-)
+from circuitsieve.flags import JOB_FLAGS, JobFlags
 from circuitsieve.progress import RichReporter
 
 
@@ -29,17 +16,13 @@ def sweep(
     sizes: tuple[float, ...] = (0.16, 0.08, 0.04, 0.02),
     by: str = "units",
     seeds: tuple[int, ...] = (0,),
-    config: str | None = None,
-    flags: Annotated[ConfigFlags, Parameter(name="*")] = NO_FLAGS,
-    reading: ReadingFlags = READING_FLAGS,
-    counts: CountFlags = COUNT_FLAGS,
-    loading: ModelFlags = MODEL_FLAGS,
-    only_correct: bool = False,
+    flags: JobFlags = JOB_FLAGS,
     json: bool = False,
 ) -> int:
     """Draw size against KL, accuracy and faithfulness for several methods: tables and a figure in one folder.
 
-    A sweep that was stopped goes on where it stopped when the same command is given again.
+    A sweep that was stopped goes on where it stopped when the same command is given again. Method, budget and seed are the
+    sweep's; all other settings are those of `discover`.
 
     Parameters
     ----------
@@ -57,20 +40,13 @@ def sweep(
         What sizes are shares of: units or parameters.
     seeds
         Each draws its own pairs.
-    config
-        As for `discover`; method, budget and seed are the sweep's.
-    only_correct
-        Drop the pairs that the full model gets wrong.
     json
         Print the content of sweep.json.
     """
-    settings = config_of(flags, config)
+    job = flags.job(model, task, out)
     from circuitsieve.report.terminal import sweep_table
     from circuitsieve.sweep import Sweep, read_sweep, run_sweep
-    from circuitsieve.workflow import Job
 
-    data = reading.options(train=counts.train_pairs, validation=counts.validation_pairs, test=counts.test_pairs)
-    job = Job(model, task, out, settings, data, loading.dtype, loading.device, loading.revision, only_correct)
     with RichReporter() as reporter:
         points = run_sweep(Sweep(job, methods, sizes, seeds, by), reporter)
     if json:

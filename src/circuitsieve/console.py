@@ -54,6 +54,9 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("circuitsieve: interrupted", file=sys.stderr)  # noqa: T201
         sys.exit(130)
+    except BrokenPipeError:  # whoever read our output, such as `head`, has gone: what is left of it goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)  # as rich does
 
 
 def set_up_libraries() -> None:

@@ -16,6 +16,7 @@ from circuitsieve.errors import ConfigError
 
 if TYPE_CHECKING:
     from circuitsieve.loaders import TaskOptions
+    from circuitsieve.workflow import Job
 
 
 @Parameter(name="*")
@@ -68,7 +69,7 @@ class CountFlags:
     """How many test pairs; they only judge it."""
 
 
-MODEL_FLAGS, READING_FLAGS, COUNT_FLAGS = ModelFlags(), ReadingFlags(), CountFlags()
+MODEL_FLAGS, READING_FLAGS = ModelFlags(), ReadingFlags()
 
 
 def _flag_type(name: str, hint: Any) -> Any:
@@ -124,3 +125,47 @@ def config_of(flags: Any, base: str | None) -> DiscoveryConfig:
         given["penalty"] = {name: _number(f"--penalty {name}", price) for name, price in prices.items()}
     start = load_config(base) if base is not None else DiscoveryConfig()
     return start.replaced(**given)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class JobFlags:
+    """What all commands that search have in common, beside model and task."""
+
+    config: str | None = None
+    """A JSON file of settings, or a preset: paper-ioi, paper-gender-pronoun or paper-greater-than; flags come on top."""
+    settings: Annotated[ConfigFlags, Parameter(name="*")] = NO_FLAGS
+    reading: ReadingFlags = READING_FLAGS
+    counts: CountFlags = CountFlags()
+    loading: ModelFlags = MODEL_FLAGS
+    only_correct: bool = False
+    """Drop the pairs that the full model gets wrong."""
+
+    def job(self, model: str, task: str, out: str, *, overwrite: bool = False) -> "Job":
+        """What is to be searched.
+
+        Raises:
+            ConfigError: the settings are not possible.
+        """
+        config = config_of(self.settings, self.config)
+        from circuitsieve.workflow import Job
+
+        counts, loading = self.counts, self.loading
+        data = self.reading.options(
+            train=counts.train_pairs, validation=counts.validation_pairs, test=counts.test_pairs, seed=config.seed
+        )
+        return Job(
+            model,
+            task,
+            out,
+            config,
+            data,
+            loading.dtype,
+            loading.device,
+            loading.revision,
+            self.only_correct,
+            overwrite,
+        )
+
+
+JOB_FLAGS = JobFlags()

@@ -86,15 +86,20 @@ class Nested(nn.Module):
         return masks
 
     @torch.no_grad()
-    def ranking(self, size: Size) -> dict[Granularity, Float[Tensor, "#layers _"]]:
-        """Summed scores on the CPU, shifted so that the cut at 0 has the size."""
-        scores, units = self._units()
+    def ranking(self, size: Size, scores: Scores | None = None) -> dict[Granularity, Float[Tensor, "#layers _"]]:
+        """Summed scores on the CPU, shifted so that the cut at 0 has the size.
+
+        Args:
+            size: the share of all units that the cut keeps.
+            scores: by granularity, not summed; its own where none are given.
+        """
+        scores, units = self._units(scores)
         threshold = _cut_between(units, kept=self._kept(size, units))
         return {g: (score - threshold).cpu() for g, score in scores.items()}
 
-    def _units(self) -> tuple[Scores, Float[Tensor, " units"]]:
+    def _units(self, scores: Scores | None = None) -> tuple[Scores, Float[Tensor, " units"]]:
         """Summed scores, and those of the units alone in one row."""
-        scores = self.summed(self.scores())
+        scores = self.summed(self.scores() if scores is None else scores)
         return scores, torch.cat([score.flatten() for g, score in scores.items() if g in UNIT_GRANULARITIES])
 
     def _kept(self, size: Size, units: Float[Tensor, " units"]) -> Float[Tensor, ""]:

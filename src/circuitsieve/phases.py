@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from circuitsieve.averages import Averages
 from circuitsieve.circuit import Ranking
 from circuitsieve.control import BudgetController, Signals
 from circuitsieve.gates import HardConcrete
@@ -40,8 +41,6 @@ RANKED_PRESSURE = 0.1
 RANKED_GAP = math.log(1.1)
 """The log of the load on validation pairs over that in training, at least: it grows while gates learn, and what was closed too
 much comes back too late."""
-AVERAGING = 0.97
-"""Decay per step of the moving average of log_alpha: single steps are mostly noise."""
 SIZE_RATE = 0.01
 """The largest change of the log size per step: the masks need time to make up for what a new size changes."""
 
@@ -75,6 +74,8 @@ class FocusPhase(Phase):
         config = problem.config
         super().__init__(problem, config.steps - config.ranking_steps, ranked.nested)
         self.nested = ranked.nested
+        self.nested.start_at(ranked.averages.scores)
+        self.averages = Averages(self.nested.scores())
         self.controller = BudgetController(
             problem.budget,
             self.steps,
@@ -93,6 +94,7 @@ class FocusPhase(Phase):
 
     @override
     def after(self, step: int, signals: Signals) -> Facts:
+        self.averages.follow(self.nested.scores())
         self.control = self.controller.step(step, signals, self.control)
         return {"smoothed_kl": self.control.signals.kl, "drawn_size": 1 / self.control.effort}
 
@@ -102,7 +104,7 @@ class FocusPhase(Phase):
 
     @override
     def ranking(self) -> Ranking:
-        return Ranking(self.problem.space, self.nested.ranking(self._size()))
+        return Ranking(self.problem.space, self.nested.ranking(self._size(), self.averages.scores))
 
     def _size(self) -> Tensor:
         return 1 / self.control.effort
@@ -137,7 +139,7 @@ class HardConcretePhase(Phase):
             self.first_noise = RANKED_NOISE
         self.control = self.controller.initial(problem.subject.device)
         self.ranked = ranked
-        self.averages = {g: log_alpha.detach().clone() for g, log_alpha in self.gates.scores().items()}
+        self.averages = Averages(self.gates.scores())
         self.left = {
             leaf: torch.ones(problem.space.shape(leaf), dtype=torch.bool) for leaf in chains(problem.granularities)
         }
@@ -165,8 +167,7 @@ class HardConcretePhase(Phase):
         if self.gates.sampling is Sampling.HARD:
             self.gates.keep_reversible()
         if self.ranked is not None:
-            for granularity, now in self.gates.scores().items():
-                self.averages[granularity].lerp_(now.detach(), 1 - AVERAGING)
+            self.averages.follow(self.gates.scores())
         if (step + 1) % CLOSING_EVERY == 0:
             self._close_for_good()
         self.control = self.controller.step(step, signals, self.control)
@@ -184,7 +185,7 @@ class HardConcretePhase(Phase):
         """By log_alpha. After a ranking: by its moving average, and what that closes keeps the order of the ranking."""
         scores: Scores = self.gates.ranking()
         if self.ranked is not None:
-            lowest = self.problem.space.lowest({g: average.cpu() for g, average in self.averages.items()})
+            lowest = self.problem.space.lowest({g: average.cpu() for g, average in self.averages.scores.items()})
             above_all = max(float(leaf.max()) for leaf in self.ranked.values()) + 1
             scores = {g: torch.where(lowest[g] > 0, lowest[g], leaf - above_all) for g, leaf in self.ranked.items()}
         return Ranking(self.problem.space, scores)
@@ -195,7 +196,7 @@ class HardConcretePhase(Phase):
         if self.ranked is None or self.config.shrinking == "off":
             return
         before = {leaf: units.sum() for leaf, units in self.left.items()}
-        for leaf, lowest in self.problem.space.lowest(self.averages).items():
+        for leaf, lowest in self.problem.space.lowest(self.averages.scores).items():
             self.left[leaf] &= lowest.cpu() > -RANKED_REACH + MARGIN
         if self._lean is None or any(units.sum() < before[leaf] for leaf, units in self.left.items()):
             units = {UNITS_OF[leaf]: units for leaf, units in self.left.items() if leaf in UNITS_OF}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from circuitsieve.averages import Averages
 from circuitsieve.circuit import Ranking
 from circuitsieve.control import Signals
 from circuitsieve.effects import effects, log_scores
@@ -41,6 +42,7 @@ class RankingPhase(Phase):
             device=problem.subject.device,
         )
         super().__init__(problem, config.ranking_steps, self.nested)
+        self.averages = Averages(self.nested.scores())
         self.rng = random.Random(f"sizes {config.seed}")
         self.sizes = [self._random_size() for _ in range(self.steps)]
 
@@ -57,6 +59,7 @@ class RankingPhase(Phase):
         for _ in range(self.config.ranking_looks):
             scores = log_scores(effects(self.problem, batches, masks))
             self.nested.start_at({g: EFFECT_SCALE * score for g, score in scores.items()})
+        self.averages = Averages(self.nested.scores())
 
     @override
     def learning_rate(self, step: int) -> float:
@@ -73,11 +76,12 @@ class RankingPhase(Phase):
 
     @override
     def after(self, step: int, signals: Signals) -> Facts:
+        self.averages.follow(self.nested.scores())
         return {"drawn_size": torch.full_like(signals.kl, self.sizes[step])}
 
     def leaves(self, size: float) -> Scores:
         """Scores of the nodes without children, shifted so that the cut at 0 has the size."""
-        return self.nested.ranking(size)
+        return self.nested.ranking(size, self.averages.scores)
 
     @override
     def ranking(self) -> Ranking:
