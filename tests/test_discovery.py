@@ -274,6 +274,7 @@ def test_a_glance_saves_passes_and_finds_the_same_border(
         return measure(self, circuit, batches)
 
     monkeypatch.setattr(Bench, "measure", counted)
+    monkeypatch.setattr(selection, "LEAST_LOOKS", 100)  # neither runs out of its allowance
     glancing, spent = final_cut(problem, found.ranking, None), sum(passes)
     monkeypatch.setattr(selection, "glimpsed", lambda batches: (list(batches), []))
     passes.clear()
@@ -283,6 +284,32 @@ def test_a_glance_saves_passes_and_finds_the_same_border(
     assert glancing.load == pytest.approx(float(problem.budget.load(measure(problem.validation, glancing.circuit))))
     assert glancing.feasible
     assert glancing.circuit.size == pytest.approx(exhaustive.circuit.size, rel=0.05)
+
+
+def test_the_final_cut_narrows_its_border_down_only_while_its_allowance_lasts(
+    planted: GPT2LMHeadModel, found: Discovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(batch_size=8))
+    passes: list[int] = []
+    measure = Bench.measure
+
+    def counted(self: Bench, circuit: Circuit, batches: Sequence[PairBatch] | None = None) -> Signals:
+        passes.append(len(self.batches if batches is None else batches))
+        return measure(self, circuit, batches)
+
+    monkeypatch.setattr(Bench, "measure", counted)
+    monkeypatch.setattr(selection, "VALIDATION_SHARE", 0.0)
+    spent, chosen = [], []
+    for looks in (0, 6, 100):
+        monkeypatch.setattr(selection, "LEAST_LOOKS", looks)
+        passes.clear()
+        chosen.append(final_cut(problem, found.ranking, None))
+        spent.append(sum(passes))
+    assert spent[0] < spent[2]
+    assert spent[0] <= spent[1] <= spent[2]
+    assert all(check.feasible for check in chosen)
+    sizes = [check.circuit.size for check in chosen]
+    assert sizes[0] >= sizes[1] >= sizes[2]
 
 
 def test_a_second_ranking_that_cannot_win_is_tried_once(

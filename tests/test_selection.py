@@ -27,6 +27,23 @@ def test_the_border_is_found_to_the_precision(border: float, start: float, known
     assert len(asked) <= 6 + 2 * math.log2(1 + distance / math.log(1.25))
 
 
+@pytest.mark.parametrize("border", [0.02, 0.25, 0.8])
+def test_with_enough_of_it_the_size_is_feasible_but_the_border_is_wider(border: float):
+    asked: list[float] = []
+
+    def feasible(size: float) -> bool:
+        asked.append(size)
+        return size >= border
+
+    exact = smallest_feasible(feasible, 0.3, LEAST, 1.04)
+    in_full = len(asked)
+    asked.clear()
+    hasty = smallest_feasible(feasible, 0.3, LEAST, 1.04, used_up=lambda: len(asked) >= in_full - 2)
+    assert len(asked) == in_full - 2
+    assert border <= exact <= hasty
+    assert hasty in asked
+
+
 def test_where_everything_is_feasible_the_least_size_is_returned():
     assert smallest_feasible(lambda _: True, 0.3, LEAST, 1.04) == LEAST
 

@@ -17,7 +17,10 @@ from circuitsieve.data import PairBatch
 from circuitsieve.problem import Problem
 
 VALIDATION_SHARE = 0.05
-"""Share of the forward and backward passes of the training that checks may cost."""
+"""Share of the forward and backward passes of the training that checks may cost; the final cut narrows its border down while it
+has cost no more than that either."""
+LEAST_LOOKS = 6
+"""So many looks at all validation pairs the final cut may always take, however short the training was."""
 CHECK_PAIRS = 128
 """A check during the run looks at so many validation pairs, always the same."""
 FIRST_STRIDE = 1.25
@@ -166,6 +169,14 @@ class Checks:
         return check
 
 
+@dataclass
+class Allowance:
+    """What a choice may still cost."""
+
+    passes: int
+    """Forward passes of a batch."""
+
+
 def final_cut(problem: Problem, ranking: Ranking, best: Check | None, *, quick: bool = False) -> Check:
     """The circuit to return: the last ranking, or that of the best check, cut where the budget is just met.
 
@@ -183,21 +194,30 @@ def final_cut(problem: Problem, ranking: Ranking, best: Check | None, *, quick: 
     chosen = try_cut(problem, ranking, 0.0, config.steps)
     if config.pressure is not None:
         return chosen
+    allowance = Allowance(max(int(VALIDATION_SHARE * 2 * config.steps), LEAST_LOOKS * len(problem.validation.batches)))
     if not quick:
-        chosen = _smallest_cut(problem, chosen)
+        chosen = _smallest_cut(problem, chosen, allowance)
     if best is None or not best.feasible:
         return chosen
     then = problem.with_constants(best.circuit.constants)
     if len(check_batches(problem)) < len(problem.validation.batches):
         best = _measure(then, best.circuit, best.ranking, best.step)
     if not quick:
-        best = _smallest_cut(then, best, rival=chosen)
+        best = _smallest_cut(then, best, allowance, rival=chosen)
     return best if best.better_than(chosen) else chosen
 
 
-def _smallest_cut(problem: Problem, start: Check, rival: Check | None = None) -> Check:
-    """The best of the cuts of a ranking around a first one; where it cannot beat a smaller rival, the first one."""
+def _smallest_cut(problem: Problem, start: Check, allowance: Allowance, rival: Check | None = None) -> Check:
+    """The best of the cuts of a ranking around a first one; where it cannot beat a smaller rival, the first one.
+
+    Args:
+        problem: what is searched.
+        start: the first cut.
+        allowance: once it is used up, the border is not narrowed down further.
+        rival: a cut of another ranking.
+    """
     chosen, batches = start, problem.validation.batches
+    allowance.passes -= len(batches)  # of the first one
 
     def note(check: Check) -> bool:
         nonlocal chosen
@@ -206,21 +226,30 @@ def _smallest_cut(problem: Problem, start: Check, rival: Check | None = None) ->
         return check.feasible
 
     def feasible(size: float) -> bool:
-        return note(_glance(problem, start.ranking, size, start.step, batches))
+        check = _glance(problem, start.ranking, size, start.step, batches)
+        allowance.passes -= len(glimpsed(batches)[0] if check.at_a_glance else batches)
+        return note(check)
 
     size, known = start.circuit.size, start.feasible
     if rival is not None and rival.feasible and size > rival.circuit.size / CUT_PRECISION:
         size, known = rival.circuit.size / CUT_PRECISION, feasible(rival.circuit.size / CUT_PRECISION)
         if not known:
             return chosen
-    found = smallest_feasible(feasible, size, 1 / problem.space.units, CUT_PRECISION, known=known)
+    least = 1 / problem.space.units
+    found = smallest_feasible(feasible, size, least, CUT_PRECISION, known=known, used_up=lambda: allowance.passes <= 0)
     if found < chosen.circuit.size or not chosen.feasible:  # its last look was a glance
         note(try_cut(problem, start.ranking, start.ranking.threshold_at(found), start.step))
     return chosen
 
 
 def smallest_feasible(
-    feasible: Callable[[float], bool], start: float, least: float, precision: float, *, known: bool | None = None
+    feasible: Callable[[float], bool],
+    start: float,
+    least: float,
+    precision: float,
+    *,
+    known: bool | None = None,
+    used_up: Callable[[], bool] = lambda: False,
 ) -> float:
     """About the smallest feasible size: strides from a start that double until they have passed it, then halving.
 
@@ -230,6 +259,7 @@ def smallest_feasible(
         least: no smaller size is looked at.
         precision: the ratio of a feasible size to an infeasible one at which the search ends.
         known: whether the start is feasible, where that was tried before.
+        used_up: whether the border need not be narrowed down further.
     """
     size, stride = min(1.0, max(start, least)), FIRST_STRIDE
     downwards = feasible(size) if known is None else known
@@ -240,7 +270,7 @@ def smallest_feasible(
         low, high = (low, size) if enough else (size, high)
         if enough != downwards:
             break
-    while high / low > precision:
+    while high / low > precision and not used_up():
         size = math.sqrt(low * high)
         low, high = (low, size) if feasible(size) else (size, high)
     return high
