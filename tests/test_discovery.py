@@ -262,10 +262,8 @@ def test_scores_that_are_not_learned_keep_any_budget(planted: GPT2LMHeadModel, m
     assert bool(looked) == (method is not Method.RANDOM)
 
 
-def test_a_glance_saves_passes_and_finds_the_same_border(
-    planted: GPT2LMHeadModel, found: Discovery, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(batch_size=2))
+def counted_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the batches of every measurement of a circuit from now on."""
     passes: list[int] = []
     measure = Bench.measure
 
@@ -274,6 +272,14 @@ def test_a_glance_saves_passes_and_finds_the_same_border(
         return measure(self, circuit, batches)
 
     monkeypatch.setattr(Bench, "measure", counted)
+    return passes
+
+
+def test_a_glance_saves_passes_and_finds_the_same_border(
+    planted: GPT2LMHeadModel, found: Discovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(batch_size=2))
+    passes = counted_passes(monkeypatch)
     monkeypatch.setattr(selection, "LEAST_LOOKS", 100)  # neither runs out of its allowance
     glancing, spent = final_cut(problem, found.ranking, None), sum(passes)
     monkeypatch.setattr(selection, "glimpsed", lambda batches: (list(batches), []))
@@ -281,7 +287,7 @@ def test_a_glance_saves_passes_and_finds_the_same_border(
     exhaustive = final_cut(problem, found.ranking, None)
     assert spent < 0.8 * sum(passes)
     assert not glancing.at_a_glance
-    assert glancing.load == pytest.approx(float(problem.budget.load(measure(problem.validation, glancing.circuit))))
+    assert glancing.load == pytest.approx(float(problem.budget.load(problem.validation.measure(glancing.circuit))))
     assert glancing.feasible
     assert glancing.circuit.size == pytest.approx(exhaustive.circuit.size, rel=0.05)
 
@@ -290,14 +296,7 @@ def test_the_final_cut_narrows_its_border_down_only_while_its_allowance_lasts(
     planted: GPT2LMHeadModel, found: Discovery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(batch_size=8))
-    passes: list[int] = []
-    measure = Bench.measure
-
-    def counted(self: Bench, circuit: Circuit, batches: Sequence[PairBatch] | None = None) -> Signals:
-        passes.append(len(self.batches if batches is None else batches))
-        return measure(self, circuit, batches)
-
-    monkeypatch.setattr(Bench, "measure", counted)
+    passes = counted_passes(monkeypatch)
     monkeypatch.setattr(selection, "VALIDATION_SHARE", 0.0)
     spent, chosen = [], []
     for looks in (0, 6, 100):
