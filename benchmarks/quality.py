@@ -12,7 +12,7 @@ and writes JSON with the machine, the versions and the command. The seed draws t
 import argparse
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +122,12 @@ def table(points: Points) -> str:
     methods = dict.fromkeys(point["method"] for point in points)
     for size in sorted({point["asked"] for point in points}, reverse=True):
         rows = {m: [p for p in points if p["method"] == m and p["asked"] == size] for m in methods}
-        rival = median(rows.get(RIVAL, ()), "kl")
+        rival = statistics.median(p["kl"] for p in rows[RIVAL]) if rows.get(RIVAL) else None
         for method, same in rows.items():
             if not same:
                 continue
             cells = [cell(same, name, form) for name, form in COLUMNS.values()]
-            ratio = "" if rival is None else f"{(median(same, 'kl') or 0) / rival:.2f}"
+            ratio = "" if rival is None else f"{statistics.median(p['kl'] for p in same) / rival:.2f}"
             lines.append(f"| {size:.0%} | {method.replace('_', ' ')} | " + " | ".join(cells) + f" | {ratio} |")
     return "\n".join(lines) + "\n"
 
@@ -139,11 +139,6 @@ def cell(same: Points, name: str, form: str) -> str:
         return ""
     middle = format(statistics.median(values), form)
     return f"{middle} ({min(values):{form}} to {max(values):{form}})" if name in SPREAD and len(values) > 1 else middle
-
-
-def median(same: Sequence[dict[str, Any]], name: str) -> float | None:
-    """The median of a figure; None if there is none."""
-    return statistics.median(point[name] for point in same) if same else None
 
 
 def main() -> None:
