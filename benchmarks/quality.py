@@ -1,12 +1,12 @@
 """How good the circuits of every method are, at equal size, on the same held-out pairs.
 
-    python benchmarks/quality.py measure --model smollm2 --tasks ioi greater_than gender_pronoun \\
+    python benchmarks/quality.py measure --model smollm2 --tasks ioi ioi:split_names=false greater_than gender_pronoun \\
         --out benchmarks/results/quality-smollm2.json
     python benchmarks/quality.py page benchmarks/results/quality-*.json --out docs/quality.md
 
 `measure` makes a sweep for each task (`circuitsieve sweep` makes the same ones) under --runs, where it goes on if it was stopped,
-and writes JSON with the machine, the versions and the command. The seed draws the pairs and all that is random in the search.
-`page` makes the tables of such files.
+and writes JSON with the machine, the versions and the command. The seed draws the pairs and all that is random in the search. A
+task may be given options after a colon. `page` makes the tables of such files.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from surroundings import surroundings
 # isort: split
 
 from circuitsieve.config import DiscoveryConfig
+from circuitsieve.loaders import TaskOptions
 from circuitsieve.progress import RichReporter
 from circuitsieve.runs import RunFolder
 from circuitsieve.sweep import Sweep, run_sweep
@@ -54,7 +55,7 @@ def arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("measure", help="make the runs and measure them")
     run.add_argument("--model", default="smollm2")
-    run.add_argument("--tasks", nargs="+", default=TASKS)
+    run.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK[:NAME=VALUE,...]")
     run.add_argument("--methods", nargs="+", default=METHODS)
     run.add_argument("--sizes", nargs="+", type=float, default=SIZES)
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -70,13 +71,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The points of every task, and where in the model the kept units lie."""
     tasks = {}
     for task in options.tasks:
-        folder = options.runs / f"{Path(options.model).name}-{task}"
-        job = Job(options.model, task, str(folder), DiscoveryConfig())
+        folder = options.runs / f"{Path(options.model).name}-{task.replace(':', '-')}"
+        name, _, words = task.partition(":")
+        chosen = dict(word.split("=", 1) for word in words.split(",") if word)
+        job = Job(options.model, name, str(folder), DiscoveryConfig(), TaskOptions(options=chosen))
         sweep = Sweep(job, tuple(options.methods), tuple(options.sizes), tuple(options.seeds))
         with RichReporter() as reporter:
             points = run_sweep(sweep, reporter)
-        names = {run.name: units_by_layer(run) for run in sorted((folder / "runs").iterdir())}
-        tasks[task] = {"points": [vars(point) for point in points], "units by layer": names}
+        layers = {run.name: units_by_layer(run) for run in sorted((folder / "runs").iterdir())}
+        tasks[task] = {"points": [vars(point) for point in points], "units by layer": layers}
     return {**surroundings(), "model": options.model, "tasks": tasks}
 
 

@@ -95,6 +95,18 @@ def test_the_budget_holds_when_measured_afresh(planted: GPT2LMHeadModel, found: 
     assert card["test.kl"] == pytest.approx(float(found.check.signals.kl), rel=1e-3)
 
 
+@pytest.mark.parametrize("method", ["hard_concrete", "nested"])
+def test_a_search_that_has_settled_ends_with_the_same_circuit(planted: GPT2LMHeadModel, method: str) -> None:
+    config = CONFIG.replaced(method=method, steps=1000)
+    found = discover(planted, PAIRS, config)
+    assert len(found.history) < 800
+    assert found.check.step <= len(found.history)
+    assert (kept(found, Granularity.HEAD), kept(found, Granularity.MLP_NEURON)) == (HEADS, NEURONS)
+    short = CONFIG.replaced(method=method, steps=400, ranking_share=0.1)
+    whole = discover(planted, PAIRS, short.replaced(early_stopping="off"))
+    assert len(whole.history) == 400
+
+
 def test_the_same_seed_gives_the_same_masks_and_the_model_is_left_alone(planted: GPT2LMHeadModel) -> None:
     before = copy.deepcopy(planted.state_dict())
     state = torch.get_rng_state()
@@ -209,19 +221,41 @@ def test_phases_share_the_steps_and_begin_where_the_ranking_ended(planted: GPT2L
     assert next(search, None) is None
 
 
+def test_masks_harden_while_they_focus(planted: GPT2LMHeadModel) -> None:
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(method="nested", size=0.3))
+    ranked = RankingPhase(problem)
+    with torch.no_grad():
+        for score in ranked.averages.scores.values():
+            score.normal_(0, 3, generator=torch.Generator().manual_seed(0))
+    focus = FocusPhase(problem, ranked, 0.3)
+
+    def undecided(step: int) -> float:
+        with torch.no_grad():
+            units = torch.cat([mask.flatten() for mask in focus.draw(step).values()])
+        assert float(units.sum()) == pytest.approx(0.3 * problem.space.units, rel=1e-3)
+        return float(((units > 0.1) & (units < 0.9)).float().mean())
+
+    shares = [undecided(step) for step in (0, focus.steps // 2, focus.steps - 1)]
+    assert shares[0] > 3 * shares[1] > 3 * shares[2]
+    assert shares[2] < 0.02
+
+
 def test_the_final_cut_goes_on_from_the_ranking_of_the_best_check_where_that_is_the_better_one(
     planted: GPT2LMHeadModel, found: Discovery
 ) -> None:
     problem = Problem.of(Subject.of(planted), PAIRS, CONFIG)
     upside_down = Ranking(problem.space, {g: -score for g, score in found.ranking.scores.items()})
     early = try_cut(problem, found.ranking, found.ranking.threshold_at(0.9), 7)
-    alone, chosen = final_cut(problem, upside_down, None), final_cut(problem, upside_down, early)
+    alone, chosen = (
+        final_cut(problem, upside_down, None, CONFIG.steps),
+        final_cut(problem, upside_down, early, CONFIG.steps),
+    )
     assert early.feasible
     assert chosen.feasible
     assert chosen.step == 7
     assert chosen.circuit.size < 0.5 * min(early.circuit.size, alone.circuit.size)
-    assert final_cut(problem, upside_down, early, quick=True).circuit.size == early.circuit.size
-    assert final_cut(problem, found.ranking, early).step == CONFIG.steps
+    assert final_cut(problem, upside_down, early, CONFIG.steps, quick=True).circuit.size == early.circuit.size
+    assert final_cut(problem, found.ranking, early, CONFIG.steps).step == CONFIG.steps
 
 
 @pytest.mark.parametrize(("measure", "sizes"), [("units", (0.3, 0.03)), ("parameters", (0.4, 0.05))])
@@ -281,10 +315,10 @@ def test_a_glance_saves_passes_and_finds_the_same_border(
     problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(batch_size=2))
     passes = counted_passes(monkeypatch)
     monkeypatch.setattr(selection, "LEAST_LOOKS", 100)  # neither runs out of its allowance
-    glancing, spent = final_cut(problem, found.ranking, None), sum(passes)
+    glancing, spent = final_cut(problem, found.ranking, None, CONFIG.steps), sum(passes)
     monkeypatch.setattr(selection, "glimpsed", lambda batches: (list(batches), []))
     passes.clear()
-    exhaustive = final_cut(problem, found.ranking, None)
+    exhaustive = final_cut(problem, found.ranking, None, CONFIG.steps)
     assert spent < 0.8 * sum(passes)
     assert not glancing.at_a_glance
     assert glancing.load == pytest.approx(float(problem.budget.load(problem.validation.measure(glancing.circuit))))
@@ -302,7 +336,7 @@ def test_the_final_cut_narrows_its_border_down_only_while_its_allowance_lasts(
     for looks in (0, 6, 100):
         monkeypatch.setattr(selection, "LEAST_LOOKS", looks)
         passes.clear()
-        chosen.append(final_cut(problem, found.ranking, None))
+        chosen.append(final_cut(problem, found.ranking, None, CONFIG.steps))
         spent.append(sum(passes))
     assert spent[0] < spent[2]
     assert spent[0] <= spent[1] <= spent[2]
@@ -324,9 +358,9 @@ def test_a_second_ranking_that_cannot_win_is_tried_once(
         "measure",
         lambda self, circuit, batches=None: (tried.append(circuit), measure(self, circuit, batches))[1],
     )
-    alone = final_cut(problem, found.ranking, None)
+    alone = final_cut(problem, found.ranking, None, CONFIG.steps)
     before = len(tried)
-    both = final_cut(problem, found.ranking, worse)
+    both = final_cut(problem, found.ranking, worse, CONFIG.steps)
     assert worse.feasible
     assert both.circuit.size == alone.circuit.size
     assert len(tried) == 2 * before + 1

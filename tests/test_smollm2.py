@@ -76,5 +76,5 @@ def test_a_short_discovery_beats_random_circuits(tmp_path: Path, capsys: pytest.
     assert card["parameters"]["total"] == 106_168_320
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert len(history) == 40
-    assert ["drawn_size" in entry for entry in history] == [True] * 24 + [False] * 16
+    assert ["open.mlp_neuron" in entry for entry in history] == [False] * 24 + [True] * 16
     assert history[-1]["open.mlp_neuron"] < 0.9

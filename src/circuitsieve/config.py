@@ -98,7 +98,10 @@ class DiscoveryConfig:
     """Adds how far the logit difference falls short of this margin to the objective."""
 
     steps: int = 500
-    """Optimiser steps."""
+    """Optimiser steps, at most."""
+
+    early_stopping: str = "on"
+    """Whether a phase of the search ends before it had its steps where it gains no more: on or off."""
 
     batch_size: int = 16
     """Pairs per step."""
@@ -190,6 +193,7 @@ class DiscoveryConfig:
             ("training_dtype", list(TRAINING_DTYPES)),
             ("checkpointing", list(CHECKPOINTING)),
             ("shrinking", list(SWITCH)),
+            ("early_stopping", list(SWITCH)),
         ):
             if getattr(self, setting) not in words:
                 raise ConfigError(one_of(setting, str(getattr(self, setting)), words))

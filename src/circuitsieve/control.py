@@ -139,6 +139,10 @@ class BudgetController:
         change = torch.where(room > 0, self.rise, self.fall) * room.clamp(-1, 1)
         return after._replace(log_effort=(state.log_effort + change).clamp_min(math.log(self.lowest)))
 
+    def load(self, state: ControlState) -> Scalar:
+        """The load that is to be expected on validation pairs."""
+        return (self._log_load(state.signals) + state.log_gap).exp()
+
     def log_allowed(self, step: int) -> float:
         """Log of the load that is allowed at a step."""
         return math.log(self.slack) * max(0.0, 1 - step / (self.tightening * self.steps))

@@ -102,9 +102,10 @@ def discover(
         training = Training(problem, on_step or (lambda _: None), on_look or (lambda *_: None))
         interrupted = Method(config.method).learns and training.run()
         if Method(config.method).learns:
-            check = final_cut(training.problem_now(), training.phase.ranking(), training.checks.best, quick=interrupted)
+            ranking, best, steps = training.phase.ranking(), training.checks.best, len(training.history)
+            check = final_cut(training.problem_now(), ranking, best, steps, quick=interrupted)
         else:
-            check = final_cut(problem, attribution(problem, training.on_look), None)
+            check = final_cut(problem, attribution(problem, training.on_look), None, config.steps)
     provenance = describe_model(subject.model)
     provenance["model"]["trained_in"] = str(problem.train.subject.model.dtype).removeprefix("torch.")
     return Discovery(

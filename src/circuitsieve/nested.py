@@ -4,14 +4,13 @@ A unit's score is the sum over the nodes that contain it. At size k its mask is 
 t for which the masks sum to k. Masks of one ranking are nested: what a small one keeps, every larger one keeps.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitsieve.masks import Masks, Scores, with_gradient_of
+from circuitsieve.masks import Masks, Scores
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
 
 BISECTIONS = 60
@@ -68,22 +67,17 @@ class Nested(nn.Module):
     def _nearly_equal(self, shape: Sequence[int]) -> Tensor:
         return SMALLEST_START * torch.randn(tuple(shape), generator=self._generator)
 
-    def draw(self, size: Size, temperature: float, *, hard: bool = False) -> Masks:
+    def draw(self, size: Size, temperature: float) -> Masks:
         """Masks of units (and out dims, where they have scores) at a size; differentiable. Never waits for the device.
 
         Args:
             size: the share of all units that is kept: the masks of the units sum to it.
-            temperature: of the soft masks, in units of the score.
-            hard: whether masks are 0 or 1, with the gradient of the soft ones.
+            temperature: how soft they are, in units of the score.
         """
         scores, units = self._units()
-        find = _cut_between if hard else functools.partial(_bisected, temperature=temperature)
-        threshold = _at_threshold(units, find(units.detach(), kept=self._kept(size, units)), temperature)
-        masks: dict[Granularity, Tensor] = {}
-        for granularity, score in scores.items():
-            soft = torch.sigmoid((score - threshold) / temperature)
-            masks[granularity] = with_gradient_of(soft, score > threshold) if hard else soft
-        return masks
+        found = _bisected(units.detach(), self._kept(size, units), temperature)
+        threshold = _at_threshold(units, found, temperature)
+        return {g: torch.sigmoid((score - threshold) / temperature) for g, score in scores.items()}
 
     @torch.no_grad()
     def ranking(self, size: Size, scores: Scores | None = None) -> dict[Granularity, Float[Tensor, "#layers _"]]:
@@ -94,7 +88,7 @@ class Nested(nn.Module):
             scores: by granularity, not summed; its own where none are given.
         """
         scores, units = self._units(scores)
-        threshold = _cut_between(units, kept=self._kept(size, units))
+        threshold = _cut_between(units, self._kept(size, units))
         return {g: (score - threshold).cpu() for g, score in scores.items()}
 
     def _units(self, scores: Scores | None = None) -> tuple[Scores, Float[Tensor, " units"]]:
@@ -123,7 +117,7 @@ def _at_threshold(
     return threshold + (shares * (units - units.detach())).sum()
 
 
-def _bisected(units: Float[Tensor, " units"], *, kept: Float[Tensor, ""], temperature: float) -> Float[Tensor, ""]:
+def _bisected(units: Float[Tensor, " units"], kept: Float[Tensor, ""], temperature: float) -> Float[Tensor, ""]:
     """Where soft masks sum to `kept`."""
     low, high = units.min() - REACH * temperature, units.max() + REACH * temperature
     for _ in range(BISECTIONS):
@@ -133,7 +127,7 @@ def _bisected(units: Float[Tensor, " units"], *, kept: Float[Tensor, ""], temper
     return (low + high) / 2
 
 
-def _cut_between(units: Float[Tensor, " units"], *, kept: Float[Tensor, ""]) -> Float[Tensor, ""]:
+def _cut_between(units: Float[Tensor, " units"], kept: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Half way between the last score that is kept and the first that is not; 1 beyond the extreme where all are or none is."""
     best = units.sort(descending=True).values
     bounded = torch.cat([best[:1] + 2, best, best[-1:] - 2])

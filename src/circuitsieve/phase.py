@@ -2,15 +2,17 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from circuitsieve.circuit import Ranking
-from circuitsieve.control import Signals
+from circuitsieve.control import BudgetController, Signals
 from circuitsieve.lean import Lean
 from circuitsieve.masks import Masks
 from circuitsieve.problem import Problem
+from circuitsieve.settling import Reading
 
 Facts = dict[str, Tensor]
 """What a phase tells about a step, for the history."""
@@ -68,6 +70,44 @@ class Phase(ABC):
 
     def checked(self, signals: Signals) -> None:  # noqa: B027 (not every phase is steered)
         """Take notice of a check on validation pairs."""
+
+    def reading(self, entry: Mapping[str, int | float]) -> Reading | None:  # noqa: ARG002 (for those that override it)
+        """How far a step has come, from its entry in the history; None where the phase has no end but its last step."""
+        return None
+
+
+class SteeredPhase(Phase):
+    """A phase whose effort follows a budget."""
+
+    def __init__(self, problem: Problem, steps: int, learned: nn.Module, controller: BudgetController) -> None:
+        """Prepare a phase.
+
+        Args:
+            problem: what is searched.
+            steps: of this phase.
+            learned: its parameters are what the optimiser moves.
+            controller: from what was measured to the effort.
+        """
+        super().__init__(problem, steps, learned)
+        self.controller = controller
+        self.control = controller.initial(problem.subject.device)
+
+    def steer(self, step: int, signals: Signals) -> Facts:
+        """Let the effort follow a step."""
+        self.control = self.controller.step(step, signals, self.control)
+        return {"smoothed_kl": self.control.signals.kl, "load": self.controller.load(self.control)}
+
+    @override
+    def checked(self, signals: Signals) -> None:
+        self.control = self.controller.checked(signals, self.control)
+
+    @override
+    def reading(self, entry: Mapping[str, int | float]) -> Reading | None:
+        """Of what is to be small within the budget: the size, or the KL where the size is given."""
+        if self.config.pressure is not None:
+            return None
+        spent = entry["drawn_size"] if self.config.size is None else entry["kl"]
+        return Reading(math.log(max(spent, 1e-9)), load=entry["load"])
 
 
 def falling(schedule: str, first: float, last: float, step: int, steps: int) -> float:

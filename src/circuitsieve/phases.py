@@ -1,7 +1,7 @@
 """The phases of a search: how each draws masks, what it minimises and how hard it prunes.
 
 `hard_concrete` first ranks all nodes (a warm start that the paper does not have), then learns hard-concrete gates under a
-pressure. `nested` ranks in the same way, then focuses: hard masks of the size at which the budget is just met.
+pressure. `nested` ranks in the same way, then focuses: masks of the size at which the budget is just met become hard.
 """
 
 import math
@@ -19,7 +19,7 @@ from circuitsieve.gates import HardConcrete
 from circuitsieve.lean import Lean
 from circuitsieve.masks import Masks, Scores
 from circuitsieve.nodes import chains
-from circuitsieve.phase import Facts, Phase
+from circuitsieve.phase import Facts, Phase, SteeredPhase
 from circuitsieve.problem import Problem
 from circuitsieve.ranking import TEMPERATURE, RankingPhase
 from circuitsieve.selection import affordable_size
@@ -32,6 +32,10 @@ RANKED_NOISE = 0.5
 RANKED_REACH = 4.0
 """The largest log_alpha with which a ranked gate starts."""
 UNITS_OF = {Granularity.HEAD_DIM: SiteKind.ATTN_READ, Granularity.MLP_NEURON: SiteKind.MLP_READ}
+HARDENING = 0.9
+"""The share of a focus over which its masks harden."""
+SHARPEST = 0.05
+"""The last temperature of a focus, over the first: all but a few masks are then 0 or 1."""
 MARGIN = 1e-3
 """Of log_alpha: how near to the lowest start is as low."""
 CLOSING_EVERY = 25
@@ -67,18 +71,14 @@ def _expected_gap(problem: Problem) -> float:
     return BudgetController.smallest_gap if problem.config.size is not None else RANKED_GAP
 
 
-class FocusPhase(Phase):
-    """Hard nested masks of one size, which a controller moves to where the budget is just met."""
+class FocusPhase(SteeredPhase):
+    """Nested masks of one size, which a controller moves to where the budget is just met; they harden on the way."""
 
     def __init__(self, problem: Problem, ranked: RankingPhase, start: float) -> None:
-        config = problem.config
-        super().__init__(problem, config.steps - config.ranking_steps, ranked.nested)
-        self.nested = ranked.nested
-        self.nested.start_at(ranked.averages.scores)
-        self.averages = Averages(self.nested.scores())
-        self.controller = BudgetController(
+        steps = problem.config.steps - problem.config.ranking_steps
+        controller = BudgetController(
             problem.budget,
-            self.steps,
+            steps,
             start=1 / start,
             slack=1.0,
             smallest_gap=_expected_gap(problem),
@@ -86,21 +86,23 @@ class FocusPhase(Phase):
             rise=SIZE_RATE,
             fall=SIZE_RATE,
         )
-        self.control = self.controller.initial(problem.subject.device)
+        super().__init__(problem, steps, ranked.nested, controller)
+        self.nested = ranked.nested
+        self.nested.start_at(ranked.averages.scores)
+        self.averages = Averages(self.nested.scores())
 
     @override
     def draw(self, step: int) -> Masks:
-        return self.nested.draw(self._size(), TEMPERATURE, hard=True)
+        return self.nested.draw(self._size(), self.temperature(step))
+
+    def temperature(self, step: int) -> float:
+        """Of the masks at a step: falls geometrically, and then stays."""
+        return TEMPERATURE * math.pow(SHARPEST, min(1.0, step / (HARDENING * self.steps)))
 
     @override
     def after(self, step: int, signals: Signals) -> Facts:
         self.averages.follow(self.nested.scores())
-        self.control = self.controller.step(step, signals, self.control)
-        return {"smoothed_kl": self.control.signals.kl, "drawn_size": 1 / self.control.effort}
-
-    @override
-    def checked(self, signals: Signals) -> None:
-        self.control = self.controller.checked(signals, self.control)
+        return self.steer(step, signals)
 
     @override
     def ranking(self) -> Ranking:
@@ -110,7 +112,7 @@ class FocusPhase(Phase):
         return 1 / self.control.effort
 
 
-class HardConcretePhase(Phase):
+class HardConcretePhase(SteeredPhase):
     """Hard-concrete gates under a pressure: fixed, or steered by the budget (arXiv 2512.10903)."""
 
     def __init__(self, problem: Problem, ranked: Scores | None) -> None:
@@ -128,17 +130,14 @@ class HardConcretePhase(Phase):
             init=config.init,
             device=problem.subject.device,
         )
-        super().__init__(problem, config.steps - config.ranking_steps, self.gates)
-        self.clip = config.clip
-        self.controller, self.first_noise = BudgetController(problem.budget, self.steps), 1.0
+        steps = config.steps - config.ranking_steps
+        controller = BudgetController(problem.budget, steps)
         if ranked is not None:
+            controller = replace(controller, start=RANKED_PRESSURE, slack=1.0, smallest_gap=_expected_gap(problem))
             self.gates.start_at(problem.space.lifted(ranked, problem.granularities), RANKED_REACH)
-            self.controller = replace(
-                self.controller, start=RANKED_PRESSURE, slack=1.0, smallest_gap=_expected_gap(problem)
-            )
-            self.first_noise = RANKED_NOISE
-        self.control = self.controller.initial(problem.subject.device)
-        self.ranked = ranked
+        super().__init__(problem, steps, self.gates, controller)
+        self.clip, self.ranked = config.clip, ranked
+        self.first_noise = 1.0 if ranked is None else RANKED_NOISE
         self.averages = Averages(self.gates.scores())
         self.left = {
             leaf: torch.ones(problem.space.shape(leaf), dtype=torch.bool) for leaf in chains(problem.granularities)
@@ -170,15 +169,8 @@ class HardConcretePhase(Phase):
             self.averages.follow(self.gates.scores())
         if (step + 1) % CLOSING_EVERY == 0:
             self._close_for_good()
-        self.control = self.controller.step(step, signals, self.control)
-        return {
-            "smoothed_kl": self.control.signals.kl,
-            **{f"open.{g}": (scores > 0).float().mean() for g, scores in self.gates.scores().items()},
-        }
-
-    @override
-    def checked(self, signals: Signals) -> None:
-        self.control = self.controller.checked(signals, self.control)
+        shares = {f"open.{g}": (scores > 0).float().mean() for g, scores in self.gates.scores().items()}
+        return self.steer(step, signals) | shares
 
     @override
     def ranking(self) -> Ranking:

@@ -3,9 +3,8 @@
 import itertools
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -18,6 +17,7 @@ from circuitsieve.masks import Masks, Scores
 from circuitsieve.nested import Nested
 from circuitsieve.phase import Facts, Phase, falling
 from circuitsieve.problem import Problem
+from circuitsieve.settling import Reading
 
 KL_FLOOR = 0.05
 """Of the ranking's objective log(KL + this), nats: every size counts alike, and pairs without any loss do not explode."""
@@ -77,7 +77,11 @@ class RankingPhase(Phase):
     @override
     def after(self, step: int, signals: Signals) -> Facts:
         self.averages.follow(self.nested.scores())
-        return {"drawn_size": torch.full_like(signals.kl, self.sizes[step])}
+        return {}
+
+    @override
+    def reading(self, entry: Mapping[str, int | float]) -> Reading:
+        return Reading(math.log(entry["kl"] + KL_FLOOR), math.log(entry["drawn_size"]))
 
     def leaves(self, size: float) -> Scores:
         """Scores of the nodes without children, shifted so that the cut at 0 has the size."""

@@ -177,24 +177,30 @@ class Allowance:
     """Forward passes of a batch."""
 
 
-def final_cut(problem: Problem, ranking: Ranking, best: Check | None, *, quick: bool = False) -> Check:
+def final_cut(problem: Problem, ranking: Ranking, best: Check | None, steps: int, *, quick: bool = False) -> Check:
     """The circuit to return: the last ranking, or that of the best check, cut where the budget is just met.
 
-    All validation pairs are looked at. Without a budget the last ranking is cut at 0. When `quick`, no other cuts are tried than
-    that one and the best check's own.
+    All validation pairs are looked at. Without a budget the last ranking is cut at 0.
+
+    Args:
+        problem: what is searched.
+        ranking: the last one.
+        best: of the checks.
+        steps: how many were made.
+        quick: whether no other cuts are tried than that one and the best check's own.
     """
     config = problem.config
     if config.size is not None:
-        last = try_cut(problem, ranking, sized(problem, ranking), config.steps)
+        last = try_cut(problem, ranking, sized(problem, ranking), steps)
         if best is None:
             return last
         then = problem.with_constants(best.circuit.constants)
         early = try_cut(then, best.ranking, sized(problem, best.ranking), best.step)
         return early if early.better_than(last) else last
-    chosen = try_cut(problem, ranking, 0.0, config.steps)
+    chosen = try_cut(problem, ranking, 0.0, steps)
     if config.pressure is not None:
         return chosen
-    allowance = Allowance(max(int(VALIDATION_SHARE * 2 * config.steps), LEAST_LOOKS * len(problem.validation.batches)))
+    allowance = Allowance(max(int(VALIDATION_SHARE * 2 * steps), LEAST_LOOKS * len(problem.validation.batches)))
     if not quick:
         chosen = _smallest_cut(problem, chosen, allowance)
     if best is None or not best.feasible:

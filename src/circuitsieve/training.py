@@ -5,7 +5,8 @@ Before the first step the effects of single nodes are measured (`effects`), whic
 2. draw masks as the phase does it (`phases`), compose the masks of the sites;
 3. run the clean prompts with the baselines mixed in, as far as the answer positions;
 4. minimise KL(full || circuit), an optional hinge, and what the phase adds, with respect to its gates or scores alone;
-5. let the phase's controller follow the budget, and now and then try the circuit on validation pairs.
+5. let the phase's controller follow the budget, and now and then try the circuit on validation pairs;
+6. end the phase where it gains no more (`settling`).
 """
 
 import math
@@ -26,6 +27,7 @@ from circuitsieve.phase import Phase
 from circuitsieve.phases import phases
 from circuitsieve.problem import Problem
 from circuitsieve.selection import Checks
+from circuitsieve.settling import Settling
 from circuitsieve.subject import quick_attention
 from circuitsieve.vocabulary import Ablation
 
@@ -69,17 +71,20 @@ class Training:
         return self.problem if self.constants is None else self.problem.with_constants(self.constants.now())
 
     def run(self) -> bool:
-        """Train to the end; True if the user interrupted it."""
+        """Train until every phase has settled or had its steps; True if the user interrupted it."""
         start, batches = time.monotonic(), journey(self.problem.train.batches, self.problem.config)
         try:
             for phase in phases(self.problem, self.problem_now):
                 self.begin(phase)
+                settling = Settling()
                 for step in range(phase.steps):
                     done = len(self.history)
                     measured = self.step(step, *next(batches))
                     entry = {"step": done, "seconds": time.monotonic() - start, **_numbers(measured, done)}
                     self.history.append(entry | self._check(done))
                     self.on_step(self.history[-1])
+                    if self._settled(settling):
+                        break
         except KeyboardInterrupt:
             return True
         return False
@@ -112,7 +117,8 @@ class Training:
             objective, facts = self.phase.objective(step, loss, masks)
             self._descend(step, objective)
         measured = Signals(*(signal.detach() for signal in signals))
-        return {"kl": measured.kl, "accuracy_drop": measured.accuracy_drop, **facts, **self.phase.after(step, measured)}
+        seen = {"kl": measured.kl, "accuracy_drop": measured.accuracy_drop, "drawn_size": measured.size}
+        return {**seen, **facts, **self.phase.after(step, measured)}
 
     def _descend(self, step: int, objective: Tensor) -> None:
         optimizers = [self.optimizer] + ([self.constants_optimizer] if self.constants_optimizer else [])
@@ -124,6 +130,11 @@ class Training:
             group["lr"] = self.phase.learning_rate(step)
         for optimizer in optimizers:
             optimizer.step()
+
+    def _settled(self, settling: Settling) -> bool:
+        """Whether the phase gains no more."""
+        reading = self.phase.reading(self.history[-1])
+        return self.problem.config.early_stopping == "on" and reading is not None and settling.follow(reading)
 
     def _check(self, step: int) -> dict[str, float]:
         """Now and then: how the circuit so far does on validation pairs."""

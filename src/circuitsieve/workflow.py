@@ -26,6 +26,7 @@ from circuitsieve.provenance import fingerprint, hash_of
 from circuitsieve.runs import PairRecord, RunFolder
 from circuitsieve.screening import check_fit, keep_correct, screen
 from circuitsieve.sources import read_pairs
+from circuitsieve.vocabulary import Method
 
 _SPENT = ("seconds", "peak_memory_bytes")
 
@@ -105,13 +106,17 @@ def search(job: Job, loaded: LoadedModel, pairs: Pairs, reporter: Reporter) -> D
     Raises:
         CircuitsieveError: whatever is wrong with the model or the data.
     """
-    return discover(
+    found = discover(
         loaded.model,
         pairs,
         job.config,
         on_step=lambda entry: reporter.step(entry, job.config),
         on_look=reporter.look,
     )
+    made = len(found.history)
+    if Method(job.config.method).learns and made < job.config.steps and not found.interrupted:
+        reporter.say(f"settled after {made} of {job.config.steps} steps")
+    return found
 
 
 def plan(job: Job, reporter: Reporter) -> Plan:
