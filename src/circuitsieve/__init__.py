@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from circuitsieve.data import Pairs
     from circuitsieve.discovery import Discovery, discover
     from circuitsieve.errors import CircuitsieveError
-    from circuitsieve.evaluation.card import Card, EvaluationConfig, evaluate
+    from circuitsieve.evaluation.card import Card, evaluate
+    from circuitsieve.evaluation.harness import EvaluationConfig
     from circuitsieve.loaders import TaskOptions, load_task
     from circuitsieve.models import LoadedModel, load_model
     from circuitsieve.nodes import NodeSpace
@@ -32,7 +33,7 @@ _HOMES = {
     "CircuitsieveError": "errors",
     "Discovery": "discovery",
     "DiscoveryConfig": "config",
-    "EvaluationConfig": "evaluation.card",
+    "EvaluationConfig": "evaluation.harness",
     "LoadedModel": "models",
     "NodeSpace": "nodes",
     "Pair": "pairs",

@@ -5,40 +5,22 @@ Every named value is a plain number; null where it cannot be computed, with the 
 `intervals` at the same path.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from circuitsieve.ablations import with_counterfactuals
 from circuitsieve.circuit import Circuit
-from circuitsieve.data import Example, PairBatch, batches
+from circuitsieve.data import Example
 from circuitsieve.errors import ModelError
 from circuitsieve.evaluation.controls import matched_random
-from circuitsieve.evaluation.metrics import Summary, run_anchors, run_circuit, summarise
-from circuitsieve.references import References
+from circuitsieve.evaluation.harness import EvaluationConfig, Harness, Progress
+from circuitsieve.evaluation.metrics import Outcome, Summary
 from circuitsieve.screening import check_fit
-from circuitsieve.store import Store
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.vocabulary import Granularity, SiteKind
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many of the circuits are done, and how many there are."""
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How a circuit is evaluated."""
-
-    random_circuits: int = 20
-    """Matched random circuits to hold it against."""
-    random_pairs: int = 48
-    """On so many of the pairs, in batches spread over all lengths; all circuits on the same."""
-    batch_size: int = 16
-    seed: int = 0
-    memory_gb: float = 4.0
 
 
 @dataclass(frozen=True)
@@ -85,38 +67,55 @@ def evaluate(
         ModelError: the circuit is one of a model with other nodes.
         DataError: the model cannot read a pair.
     """
+    subject = fitting(model, circuit)
+    check_fit(subject.model, (*test, *validation))
+    ticker = Ticker(progress, 2 + bool(validation) + config.random_circuits + bool(config.random_circuits))
+    with frozen(model):
+        harness = Harness(subject, circuit, test, config, ticker)
+        found, every = harness.run(circuit, harness.all, "circuit"), harness.all
+        sections = {
+            "test": every.summary(found),
+            "full": every.summary(every.anchors.full),
+            "empty": every.summary(every.anchors.empty),
+            "complement": every.summary(harness.run(circuit.complement(), every, "complement")),
+        }
+        if validation:
+            others = Harness(subject, circuit, validation, config, ticker)
+            sections["validation"] = others.all.summary(others.run(circuit, others.all, "validation"))
+        if config.random_circuits:
+            sections["random"] = random_circuits(harness, config.random_circuits)
+        ticker.end()
+    return Card({**_sections(sections), **_sizes(circuit)})
+
+
+class Ticker:
+    """Counts the circuits that are run."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        """Start at 0 of so many circuits."""
+        self.progress, self.total, self.done = progress or (lambda *_: None), total, 0
+
+    def __call__(self, what: str) -> None:
+        """Another circuit is about to be run."""
+        self.progress(what, self.done, self.total)
+        self.done += 1
+
+    def end(self) -> None:
+        """All of them were."""
+        self.progress("done", self.total, self.total)
+
+
+def fitting(model: nn.Module, circuit: Circuit) -> Subject:
+    """The model under study, if the circuit is one of it.
+
+    Raises:
+        UnsupportedModel: the model's family is not supported.
+        ModelError: the circuit is one of a model with other nodes.
+    """
     subject = Subject.of(model)
     if subject.space != circuit.space:
         raise ModelError(f"model: found the nodes {subject.space}, expected those of the circuit, {circuit.space}")
-    check_fit(subject.model, (*test, *validation))
-    report = progress or (lambda *_: None)
-    total = 3 + bool(validation) + config.random_circuits
-    with frozen(model):
-        store = Store(int(config.memory_gb * 2**30))
-        references = References(subject, circuit.ablation, constants=circuit.constants, store=store)
-        bench = _bench(references, test, config)
-        report("full and empty", 0, total)
-        anchors = run_anchors(references, bench)
-        report("circuit", 1, total)
-        found = run_circuit(circuit, references, bench)
-        report("complement", 2, total)
-        complement = run_circuit(circuit.complement(), references, bench)
-        sections = {
-            "test": summarise(found, anchors),
-            "full": summarise(anchors.full, anchors),
-            "empty": summarise(anchors.empty, anchors),
-            "complement": summarise(complement, anchors),
-        }
-        if validation:
-            report("validation", 3, total)
-            sections["validation"] = _validation(circuit, references, validation, config)
-        if config.random_circuits:
-            first = total - config.random_circuits
-            sections["random"] = _random(
-                circuit, references, bench, config, lambda done: report("random circuits", first + done, total)
-            )
-        report("done", total, total)
-    return Card({**_sections(sections), **_sizes(circuit)})
+    return subject
 
 
 def measure_circuits(
@@ -133,47 +132,24 @@ def measure_circuits(
         test: held-out pairs.
         config: batch size, seed and memory.
     """
-    subject, first = Subject.of(model), circuits[0]
     with frozen(model):
-        store = Store(int(config.memory_gb * 2**30))
-        references = References(subject, first.ablation, constants=first.constants, store=store)
-        bench = _bench(references, test, config)
-        anchors = run_anchors(references, bench)
-        return [summarise(run_circuit(circuit, references, bench), anchors) for circuit in circuits]
+        harness = Harness(Subject.of(model), circuits[0], test, config)
+        return [harness.all.summary(harness.run(circuit, harness.all, "circuit")) for circuit in circuits]
 
 
-def _bench(references: References, examples: Sequence[Example], config: EvaluationConfig) -> list[PairBatch]:
-    prepared = with_counterfactuals(examples, references.ablation, config.seed)
-    return batches(prepared, config.batch_size, device=references.subject.device, seed=config.seed)
-
-
-def _spread(bench: Sequence[PairBatch], n: int) -> list[PairBatch]:
-    """At most n batches, evenly spaced: batches are ordered by length."""
-    return [bench[i * len(bench) // n] for i in range(n)] if n < len(bench) else list(bench)
-
-
-def _validation(
-    circuit: Circuit, references: References, validation: Sequence[Example], config: EvaluationConfig
-) -> Summary:
-    bench = _bench(references, validation, config)
-    return summarise(run_circuit(circuit, references, bench), run_anchors(references, bench))
-
-
-def _random(
-    circuit: Circuit,
-    references: References,
-    bench: Sequence[PairBatch],
-    config: EvaluationConfig,
-    report: Callable[[int], object],
-) -> Summary:
+def random_circuits(harness: Harness, n: int) -> Summary:
     """Means over matched random circuits; the interval is where 95 % of the random circuits lie."""
-    chosen = _spread(bench, max(1, config.random_pairs // config.batch_size))
-    randoms = []
-    for i in range(config.random_circuits):
-        report(i)
-        randoms.append(run_circuit(matched_random(circuit, config.seed + i), references, chosen))
-    found, anchors = run_circuit(circuit, references, chosen), run_anchors(references, chosen)
-    each = [summarise(outcome, anchors) for outcome in randoms]
+    seeds = range(harness.config.seed, harness.config.seed + n)
+    outcomes = harness.each((matched_random(harness.circuit, seed) for seed in seeds), "random circuits")
+    found = harness.run(harness.circuit, harness.few, "random circuits")
+    beaten = float(np.mean([outcome.mean("kl") > found.mean("kl") for outcome in outcomes]))
+    spread = spread_of(outcomes, harness)
+    return replace(spread, values={**spread.values, "beaten": beaten})
+
+
+def spread_of(outcomes: Sequence[Outcome], harness: Harness) -> Summary:
+    """Means over circuits on the few pairs; the intervals are where 95 % of the circuits lie."""
+    each = [harness.few.summary(outcome) for outcome in outcomes]
     values: dict[str, int | float | None] = {}
     intervals: dict[str, tuple[float, float] | None] = {}
     for name in each[0].values:
@@ -181,9 +157,7 @@ def _random(
         values[name] = float(np.mean(known)) if known else None
         intervals[name] = (float(np.percentile(known, 2.5)), float(np.percentile(known, 97.5))) if known else None
     del intervals["n"]
-    values["circuits"] = len(randoms)
-    values["beaten"] = float(np.mean([outcome.mean("kl") > found.mean("kl") for outcome in randoms]))
-    return Summary(values, intervals, each[0].reasons)
+    return Summary({**values, "circuits": len(outcomes)}, intervals, each[0].reasons)
 
 
 def _sections(sections: Mapping[str, Summary]) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""What circuits of one search are measured with: the same pairs, the same baselines, the same anchors."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from circuitsieve.ablations import with_counterfactuals
+from circuitsieve.circuit import Circuit
+from circuitsieve.data import Example, PairBatch, batches
+from circuitsieve.evaluation.metrics import Anchors, Outcome, Summary, run_anchors, run_circuit, summarise
+from circuitsieve.references import References
+from circuitsieve.store import Store
+from circuitsieve.subject import Subject
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of the circuits are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a circuit is evaluated."""
+
+    random_circuits: int = 20
+    """Matched random circuits to hold it against."""
+    random_pairs: int = 48
+    """Where many circuits are run, each runs on so many of the pairs, in batches spread over all lengths; always the same."""
+    batch_size: int = 16
+    seed: int = 0
+    memory_gb: float = 4.0
+
+
+class Sample:
+    """Some of the pairs."""
+
+    def __init__(self, references: References, batches: Sequence[PairBatch]) -> None:
+        """Run nothing yet."""
+        self.references, self.batches = references, batches
+
+    @functools.cached_property
+    def anchors(self) -> Anchors:
+        """The full model and the empty circuit on these pairs."""
+        return run_anchors(self.references, self.batches)
+
+    def summary(self, outcome: Outcome) -> Summary:
+        """What an outcome on these pairs comes to."""
+        return summarise(outcome, self.anchors)
+
+
+class Harness:
+    """A circuit on some pairs, and others like it on the same."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        circuit: Circuit,
+        examples: Sequence[Example],
+        config: EvaluationConfig,
+        tick: Callable[[str], object] = lambda _: None,
+    ) -> None:
+        """Run nothing yet.
+
+        Args:
+            subject: the model that the circuit was found in.
+            circuit: the others have its ablation and its constants.
+            examples: held-out pairs.
+            config: batch size, seed and memory.
+            tick: called with what it is for before a circuit is run.
+        """
+        self.subject, self.circuit, self.config, self.tick = subject, circuit, config, tick
+        store = Store(int(config.memory_gb * 2**30))
+        self.references = References(subject, circuit.ablation, constants=circuit.constants, store=store)
+        prepared = with_counterfactuals(examples, circuit.ablation, config.seed)
+        every = batches(prepared, config.batch_size, device=subject.device, seed=config.seed)
+        self.all = Sample(self.references, every)
+        """Every pair."""
+        self.few = Sample(self.references, _spread(every, max(1, config.random_pairs // config.batch_size)))
+        """The pairs for many circuits."""
+
+    def generator(self, seed: int = 0) -> torch.Generator:
+        """Randomness that follows from the seed of the configuration."""
+        return torch.Generator().manual_seed(self.config.seed + seed)
+
+    def run(self, circuit: Circuit, sample: Sample, what: str) -> Outcome:
+        """Run a circuit on some of the pairs.
+
+        Args:
+            circuit: of the same search.
+            sample: `all` or `few`.
+            what: it is for.
+        """
+        self.tick(what)
+        return run_circuit(circuit, self.references, sample.batches)
+
+    def each(self, circuits: Iterable[Circuit], what: str) -> list[Outcome]:
+        """Run many circuits on the few pairs."""
+        return [self.run(circuit, self.few, what) for circuit in circuits]
+
+
+def _spread(bench: Sequence[PairBatch], n: int) -> list[PairBatch]:
+    """At most n batches, evenly spaced: batches are ordered by length."""
+    return [bench[i * len(bench) // n] for i in range(n)] if n < len(bench) else list(bench)
