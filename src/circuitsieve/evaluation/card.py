@@ -17,7 +17,7 @@ from circuitsieve.data import Example
 from circuitsieve.errors import ModelError
 from circuitsieve.evaluation.controls import matched_random
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness, Progress
-from circuitsieve.evaluation.metrics import Outcome, Summary
+from circuitsieve.evaluation.metrics import Summary
 from circuitsieve.screening import check_fit
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.vocabulary import Granularity, SiteKind
@@ -143,21 +143,8 @@ def random_circuits(harness: Harness, n: int) -> Summary:
     outcomes = harness.each((matched_random(harness.circuit, seed) for seed in seeds), "random circuits")
     found = harness.run(harness.circuit, harness.few, "random circuits")
     beaten = float(np.mean([outcome.mean("kl") > found.mean("kl") for outcome in outcomes]))
-    spread = spread_of(outcomes, harness)
+    spread = harness.spread(outcomes)
     return replace(spread, values={**spread.values, "beaten": beaten})
-
-
-def spread_of(outcomes: Sequence[Outcome], harness: Harness) -> Summary:
-    """Means over circuits on the few pairs; the intervals are where 95 % of the circuits lie."""
-    each = [harness.few.summary(outcome) for outcome in outcomes]
-    values: dict[str, int | float | None] = {}
-    intervals: dict[str, tuple[float, float] | None] = {}
-    for name in each[0].values:
-        known = [value for summary in each if (value := summary.values[name]) is not None]
-        values[name] = float(np.mean(known)) if known else None
-        intervals[name] = (float(np.percentile(known, 2.5)), float(np.percentile(known, 97.5))) if known else None
-    del intervals["n"]
-    return Summary({**values, "circuits": len(outcomes)}, intervals, each[0].reasons)
 
 
 def _sections(sections: Mapping[str, Summary]) -> dict[str, Any]:

@@ -1,11 +1,49 @@
-"""Random circuits to hold a circuit against."""
+"""What a circuit is held against: random circuits, and circuits with some of their units knocked out."""
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from circuitsieve.circuit import Circuit
-from circuitsieve.vocabulary import Granularity
+from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
+
+Units = dict[Granularity, Bool[Tensor, "layers n"]]
+"""A set of head dims and MLP neurons."""
+
+
+def kept(circuit: Circuit) -> Units:
+    """The units of a circuit."""
+    return {g: circuit.masks[g] for g in UNIT_GRANULARITIES}
+
+
+def without(circuit: Circuit, units: Units) -> Circuit:
+    """A circuit with some units knocked out."""
+    masks = {**circuit.masks, **{g: circuit.masks[g] & ~units[g] for g in units}}
+    return Circuit(circuit.space, masks, circuit.ablation, circuit.constants)
+
+
+def whole(circuit: Circuit) -> Circuit:
+    """The whole model as a circuit with the same ablation."""
+    return Circuit(circuit.space, circuit.space.full(), circuit.ablation, circuit.constants)
+
+
+def some_of(units: Units, share: float, generator: torch.Generator) -> Units:
+    """Each of the units with some chance."""
+    return {g: mask & (torch.rand(mask.shape, generator=generator) < share) for g, mask in units.items()}
+
+
+def anywhere(circuit: Circuit, n: int, generator: torch.Generator) -> Units:
+    """So many units, each as likely as any other in the whole model."""
+    shapes = {g: circuit.space.shape(g) for g in UNIT_GRANULARITIES}
+    chosen = torch.zeros(circuit.space.units, dtype=torch.bool)
+    chosen[torch.randperm(len(chosen), generator=generator)[:n]] = True
+    parts = torch.split(chosen, [layers * each for layers, each in shapes.values()])
+    return {g: part.view(shape) for part, (g, shape) in zip(parts, shapes.items(), strict=True)}
+
+
+def below(units: Units, layer: int) -> Units:
+    """Those of the units that lie in the layers from this one on."""
+    return {g: torch.where(torch.arange(len(mask))[:, None] >= layer, mask, False) for g, mask in units.items()}
 
 
 def matched_random(circuit: Circuit, seed: int) -> Circuit:

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from circuitsieve.ablations import with_counterfactuals
@@ -26,6 +27,14 @@ class EvaluationConfig:
     """Matched random circuits to hold it against."""
     random_pairs: int = 48
     """Where many circuits are run, each runs on so many of the pairs, in batches spread over all lengths; always the same."""
+    tested_circuits: int = 100
+    """Matched random circuits, and as many knock-outs, for the tests of sufficiency and necessity."""
+    subsets: int = 20
+    """Random parts of the circuit that completeness knocks out."""
+    finer_nodes: int = 200
+    """Kept head dims and neurons that minimality knocks out, besides every kept block and head."""
+    null_nodes: int = 100
+    """Nodes of each granularity that minimality adds to the circuit, to see what any node would do."""
     batch_size: int = 16
     seed: int = 0
     memory_gb: float = 4.0
@@ -96,6 +105,19 @@ class Harness:
     def each(self, circuits: Iterable[Circuit], what: str) -> list[Outcome]:
         """Run many circuits on the few pairs."""
         return [self.run(circuit, self.few, what) for circuit in circuits]
+
+    def spread(self, outcomes: Sequence[Outcome]) -> Summary:
+        """Means over circuits on the few pairs; the intervals are where 95 % of the circuits lie."""
+        each = [self.few.summary(outcome) for outcome in outcomes]
+        values: dict[str, int | float | None] = {}
+        intervals: dict[str, tuple[float, float] | None] = {}
+        for name in each[0].values:
+            known = [value for summary in each if (value := summary.values[name]) is not None]
+            values[name] = float(np.mean(known)) if known else None
+            intervals[name] = (float(np.percentile(known, 2.5)), float(np.percentile(known, 97.5))) if known else None
+        del intervals["n"]
+        counts = {"n": len(outcomes[0]), "circuits": len(outcomes)}
+        return Summary({**values, **counts}, intervals, each[0].reasons)
 
 
 def _spread(bench: Sequence[PairBatch], n: int) -> list[PairBatch]:

@@ -6,6 +6,7 @@ averaging, (m(C) - m(empty)) / (m(full) - m(empty)), m = logit difference.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,9 +85,10 @@ def _anchors(reference: Reference, batch: PairBatch) -> tuple[PairMetrics, PairM
 class Summary:
     """Plain numbers by metric; intervals beside them; the reason beside each null."""
 
-    values: dict[str, int | float | None]
-    intervals: dict[str, tuple[float, float] | None]
-    reasons: dict[str, str]
+    values: dict[str, Any]
+    """Numbers, null, or objects of these."""
+    intervals: dict[str, Any]
+    reasons: dict[str, Any]
 
     def mean(self, name: str) -> float:
         """A value that is always known; nan if it is not."""

@@ -1,0 +1,179 @@
+"""The full card: what the quick card leaves open, section by section.
+
+Each section is measured by itself and can be remembered by itself, so that a card that was stopped goes on where it stopped.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.data import Pairs
+from circuitsieve.evaluation.agreement import equivalence, independence
+from circuitsieve.evaluation.areas import SIZES, areas
+from circuitsieve.evaluation.card import Ticker, fitting
+from circuitsieve.evaluation.harness import EvaluationConfig, Harness, Progress
+from circuitsieve.evaluation.hypotheses import LEVEL, corrected
+from circuitsieve.evaluation.knockouts import completeness, necessity, sufficiency
+from circuitsieve.evaluation.metrics import Summary
+from circuitsieve.evaluation.minimality import chosen_nodes, minimality, null_nodes
+from circuitsieve.screening import check_fit
+from circuitsieve.subject import frozen
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a full card is made from."""
+
+    harness: Harness
+    ranking: Ranking | None
+
+
+Measured = dict[str, Summary]
+Remembered = Mapping[str, Any]
+"""Sections as plain values: values, intervals and reasons by the section's name."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the card."""
+
+    names: tuple[str, ...]
+    runs: Callable[[Evidence], int]
+    """How many circuits it runs."""
+    measure: Callable[[Evidence], Measured]
+
+
+def _alone(name: str, measure: Callable[[Harness], Summary], runs: Callable[[Evidence], int]) -> Section:
+    return Section((name,), runs, lambda evidence: {name: measure(evidence.harness)})
+
+
+def _necessity_runs(evidence: Evidence) -> int:
+    config = evidence.harness.config
+    return 2 + config.tested_circuits + config.random_circuits + min(config.tested_circuits, config.random_circuits)
+
+
+def _minimality_runs(evidence: Evidence) -> int:
+    nulls = sum(map(len, null_nodes(evidence.harness).values()))
+    return 1 + len(chosen_nodes(evidence.harness)) + nulls
+
+
+def _areas(evidence: Evidence) -> Measured:
+    if evidence.ranking is None:
+        return {name: _missing("area", "the run has no ranking") for name in ("cpr", "cmd")}
+    return areas(evidence.harness, evidence.ranking)
+
+
+def _missing(name: str, reason: str) -> Summary:
+    return Summary({name: None}, {}, {name: reason})
+
+
+SECTIONS = (
+    _alone("equivalence", equivalence, lambda _: 1),
+    _alone("independence", independence, lambda _: 1),
+    _alone("completeness", completeness, lambda evidence: 1 + 2 * evidence.harness.config.subsets),
+    _alone("sufficiency", sufficiency, lambda evidence: 1 + evidence.harness.config.tested_circuits),
+    _alone("necessity", necessity, _necessity_runs),
+    Section(("cpr", "cmd"), lambda evidence: len(SIZES) * (evidence.ranking is not None), _areas),
+    _alone("minimality", minimality, _minimality_runs),
+)
+
+
+def evaluate_fully(
+    model: nn.Module,
+    circuit: Circuit,
+    pairs: Pairs,
+    ranking: Ranking | None = None,
+    *,
+    config: EvaluationConfig = EvaluationConfig(),
+    progress: Progress | None = None,
+    known: Remembered | None = None,
+    remember: Callable[[str, dict[str, Any]], object] = lambda *_: None,
+) -> dict[str, Any]:
+    """Measure what the quick card leaves open.
+
+    Args:
+        model: the model that the circuit was found in; it is left as it was.
+        circuit: the circuit.
+        pairs: the test pairs judge.
+        ranking: that the circuit was cut from.
+        config: how many controls, on how many pairs.
+        progress: called before every circuit.
+        known: sections that need not be measured again.
+        remember: called with the name and the content of each section that was measured.
+
+    Returns:
+        The sections by name; with `intervals`, `reasons` and `verdicts` by the same names.
+    """
+    subject = fitting(model, circuit)
+    check_fit(subject.model, pairs.test)
+    found = dict(known or {})
+    with frozen(model):
+        ticker = Ticker(progress, 0)
+        evidence = Evidence(Harness(subject, circuit, pairs.test, config, ticker), ranking)
+        missing = [section for section in SECTIONS if not set(section.names) <= found.keys()]
+        ticker.total = sum(section.runs(evidence) for section in missing)
+        for section in missing:
+            for name, summary in section.measure(evidence).items():
+                found[name] = {"values": summary.values, "intervals": summary.intervals, "reasons": summary.reasons}
+                remember(name, found[name])
+        ticker.end()
+    return judged({name: found[name] for section in SECTIONS for name in section.names})
+
+
+def judged(sections: Remembered) -> dict[str, Any]:
+    """The sections with corrected p-values and what they mean in words."""
+    values = {name: dict(section["values"]) for name, section in sections.items()}
+    tested = [
+        name for name in ("equivalence", "independence", "sufficiency", "necessity") if values[name]["p"] is not None
+    ]
+    for name, p in zip(tested, corrected([values[name]["p"] for name in tested]), strict=True):
+        values[name]["p_corrected"] = p
+    return {
+        **values,
+        "verdicts": verdicts(values),
+        "intervals": {name: section["intervals"] for name, section in sections.items() if section["intervals"]},
+        "reasons": {name: section["reasons"] for name, section in sections.items() if section["reasons"]},
+    }
+
+
+def verdicts(values: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What the tests say, in plain words; corrected over the four of them (Holm)."""
+    said = {}
+    equivalent, n = values["equivalence"], values["equivalence"]["n"]
+    share = f"it scores higher on {equivalent['share']:.0%} of {n} pairs"
+    if equivalent["p_corrected"] < LEVEL:
+        said["equivalence"] = f"The circuit does not score as the full model does: {share}."
+    elif equivalent["p_equal"] < LEVEL:
+        said["equivalence"] = f"The circuit scores as the full model does: {share}."
+    else:
+        said["equivalence"] = f"Whether the circuit scores as the full model does cannot be told: {share}."
+    if values["independence"]["p"] is not None:
+        said["independence"] = (
+            "What the circuit leaves out still follows the full model's scores: something of the task lies outside."
+            if values["independence"]["p_corrected"] < LEVEL
+            else "No trace of the full model's scores was found in what the circuit leaves out."
+        )
+    for name, yes, no in (
+        (
+            "sufficiency",
+            "The circuit does better than most random circuits of its shape",
+            "It is not shown that the circuit does better than most random circuits of its shape",
+        ),
+        (
+            "necessity",
+            "Without the circuit the model fails more than without most random circuits of its shape",
+            "It is not shown that the model needs this circuit more than most random circuits of its shape",
+        ),
+    ):
+        section = values[name]
+        beaten = section["beaten"] if name == "sufficiency" else section["matched"]["hurt_less"]
+        said[name] = f"{yes if section['p_corrected'] < LEVEL else no} (than {beaten:.0%} of those tried)."
+    needed, compared = values["minimality"]["needed"], values["minimality"]["compared"]
+    if needed is not None:
+        said["minimality"] = (
+            f"{needed:.0%} of {compared} nodes of the circuit matter more than most nodes outside would."
+        )
+    return said
