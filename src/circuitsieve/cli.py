@@ -128,8 +128,19 @@ def _discover(job: "Job", *, as_json: bool) -> int:
 
 
 @app.command
-def evaluate(run: str, /, *, data: str | None = None, device: str | None = None, json: bool = False) -> int:
+def evaluate(
+    run: str,
+    /,
+    *,
+    data: str | None = None,
+    full: bool = False,
+    again: bool = False,
+    device: str | None = None,
+    json: bool = False,
+) -> int:
     """Evaluate the circuit of a run on its held-out pairs, or on those of another file.
+
+    What was measured before is remembered in the run folder, and measured anew where anything that it depends on has changed.
 
     Parameters
     ----------
@@ -137,15 +148,19 @@ def evaluate(run: str, /, *, data: str | None = None, device: str | None = None,
         The folder of the run.
     data
         A .jsonl file of other pairs; the run's own card is left as it is.
+    full
+        The full card: tests of sufficiency, necessity, minimality and more; it goes on where it was stopped.
+    again
+        Measure again what was measured before.
     device
         Where the model runs; if not given, where the run was made.
     json
         Print the card as JSON on stdout, everything else on stderr.
     """
-    from circuitsieve.workflow import evaluate_run
+    from circuitsieve.judging import evaluate_run
 
     with RichReporter() as reporter:
-        folder, card = evaluate_run(run, data, reporter, device)
+        folder, card = evaluate_run(run, reporter, data=data, device=device, full=full, fresh=again)
     with damage_named(run):
         print_run(folder.read_json("circuit.json"), card.values, run, json)
     return 0

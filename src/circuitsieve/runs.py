@@ -7,6 +7,7 @@ baselines.safetensors  constant baselines, where the ablation has any
 circuit.json           counts, coarse node names, size, parameters
 history.jsonl          one line per step
 card.json              the evaluation on held-out pairs
+sections.json          what was measured for it, and all that this depends on
 """
 
 import json
@@ -39,6 +40,7 @@ _RUN_FILES = (
     "circuit.json",
     "history.jsonl",
     "card.json",
+    "sections.json",
 )
 _COARSE = (Granularity.EMBED, Granularity.LAYER, Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK, Granularity.HEAD)
 

@@ -25,8 +25,9 @@ from circuitsieve.evaluation import Summary, measure_circuits
 from circuitsieve.models import LoadedModel, load_model
 from circuitsieve.provenance import fingerprint, hash_of, records
 from circuitsieve.report.figures import sweep_figure
+from circuitsieve.reporting import Reporter
 from circuitsieve.vocabulary import Granularity, Method
-from circuitsieve.workflow import Job, Reporter, search, usable_pairs
+from circuitsieve.workflow import Job, search, usable_pairs
 
 
 @dataclass(frozen=True)

@@ -5,50 +5,25 @@ evaluate, save. What is shown to people on the way is the caller's business (`Re
 import os
 import resource
 import time
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from circuitsieve import tasks
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.control import within
-from circuitsieve.data import Pairs, encode, encode_all
+from circuitsieve.data import Pairs
 from circuitsieve.discovery import Discovery, discover
-from circuitsieve.errors import RunError
 from circuitsieve.evaluation import Card, evaluate
+from circuitsieve.judging import with_run_facts
 from circuitsieve.loaders import TaskOptions, load_task
 from circuitsieve.models import BUNDLED, LoadedModel, load_model
-from circuitsieve.pairs import SPLITS, TextSplits
+from circuitsieve.pairs import SPLITS
 from circuitsieve.plan import Plan, predict
-from circuitsieve.provenance import fingerprint, hash_of
-from circuitsieve.runs import PairRecord, RunFolder
+from circuitsieve.reporting import Reporter
+from circuitsieve.runs import RunFolder
 from circuitsieve.screening import check_fit, keep_correct, screen
-from circuitsieve.sources import read_pairs
 from circuitsieve.vocabulary import Method
-
-_SPENT = ("seconds", "peak_memory_bytes")
-
-
-@runtime_checkable
-class Reporter(Protocol):
-    """Shows what happens to whoever waits."""
-
-    def say(self, text: str) -> None:
-        """A line about what was found."""
-
-    def warn(self, text: str) -> None:
-        """A line about what may be wrong."""
-
-    def look(self, done: int, total: int) -> None:
-        """A batch is looked at before the search."""
-
-    def step(self, entry: Mapping[str, int | float], config: DiscoveryConfig) -> None:
-        """A step of the search is done."""
-
-    def evaluation(self, what: str, done: int, total: int) -> None:
-        """A circuit of the evaluation is done."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +69,7 @@ def run(job: Job, reporter: Reporter) -> Finished:
         loaded.model, discovery.circuit, pairs.test, validation=pairs.validation, progress=reporter.evaluation
     )
     spent = {"seconds": time.monotonic() - start, "peak_memory_bytes": _peak_memory()}
-    card = _with_run_facts(card, folder, spent, len(pairs.dropped))
+    card = with_run_facts(card, folder, spent, len(pairs.dropped))
     with folder.locked():
         folder.write_json("card.json", card.values)
     return Finished(folder, discovery, card)
@@ -191,81 +166,3 @@ def _about(job: Job) -> dict[str, dict[str, Any]]:
             "only_correct": job.only_correct,
         },
     }
-
-
-def _with_run_facts(card: Card, folder: RunFolder, spent: Mapping[str, int | float | None], dropped_pairs: int) -> Card:
-    """The card with what only the run knows: dropped pairs, whether the budget was met, time and memory."""
-    load = folder.look_up("circuit.json", "found", "load")
-    reasons = dict(card.values["reasons"])
-    if load is None:
-        reasons["budget_met"] = "the run had a fixed pressure, not a budget"
-    for name in [name for name, value in spent.items() if value is None]:
-        reasons[name] = "only measured where a run is discovered and evaluated in one go"
-    facts = {
-        "dropped_pairs": dropped_pairs,
-        "budget_met": None if load is None else int(within(load)),
-        **spent,
-        "reasons": reasons,
-    }
-    return Card({**card.values, **facts})
-
-
-def evaluate_run(path: str, data: str | None, reporter: Reporter, device: str | None = None) -> tuple[RunFolder, Card]:
-    """Evaluate the circuit of a run: on its own pairs (the card is saved), or on those of a file (it is not).
-
-    Raises:
-        RunError: the folder is damaged, or the model is not the one that the circuit was found in.
-        DataError: the pairs of the file cannot be used.
-    """
-    folder = RunFolder.open(path)
-    circuit, _ = folder.read_circuit()
-    loaded = load_run_model(folder, device)
-    if data is not None:
-        examples, dropped = encode_all(read_pairs(Path(data)), loaded.tokenizer)
-        for reason, count in Counter(drop.reason for drop in dropped).items():
-            reporter.warn(f"dropped {count} pairs: {reason}")
-        check_fit(loaded.model, examples)
-        card = evaluate(loaded.model, circuit, examples, progress=reporter.evaluation)
-        return folder, _with_run_facts(card, folder, dict.fromkeys(_SPENT), len(dropped))
-    records = _read_pairs(folder)
-    kept = [record for record in records if record.dropped is None]
-    pairs = encode(
-        TextSplits(*(tuple(record.pair for record in kept if record.split == split) for split in SPLITS)),
-        loaded.tokenizer,
-    )
-    earlier = folder.read_json("card.json") if folder.has("card.json") else {}
-    card = evaluate(loaded.model, circuit, pairs.test, validation=pairs.validation, progress=reporter.evaluation)
-    card = _with_run_facts(card, folder, {name: earlier.get(name) for name in _SPENT}, len(records) - len(kept))
-    with folder.locked():
-        folder.write_json("card.json", card.values)
-    return folder, card
-
-
-def _read_pairs(folder: RunFolder) -> list[PairRecord]:
-    """The pairs of a run, unless they are others than those that it was made with."""
-    records = folder.read_pairs()
-    if hash_of(records) != folder.look_up("config.json", "data", "hash"):
-        raise RunError(
-            f"{folder.path}: found other pairs in pairs.jsonl than those that the run was made with, expected the file as it "
-            "was written; to evaluate on other pairs, give their file with --data"
-        )
-    return records
-
-
-def load_run_model(folder: RunFolder, device: str | None = None) -> LoadedModel:
-    """The model that a run was made with, on the same device or another.
-
-    Raises:
-        RunError: config.json does not name it, or its weights are others.
-        ModelError: it cannot be loaded.
-    """
-    name, expected, dtype, first, revision = (
-        folder.look_up("config.json", "model", fact) for fact in ("name", "fingerprint", "dtype", "device", "revision")
-    )
-    loaded = load_model(name, dtype=dtype, device=device or first, revision=revision)
-    if fingerprint(loaded.model) != expected:
-        raise RunError(
-            f"{folder.path}: found other weights in the model {name!r} than those that the circuit was found in; expected the "
-            "same checkpoint"
-        )
-    return loaded

@@ -89,6 +89,7 @@ def evaluate_fully(
     *,
     config: EvaluationConfig = EvaluationConfig(),
     progress: Progress | None = None,
+    announce: Callable[[int, float], object] = lambda *_: None,
     known: Remembered | None = None,
     remember: Callable[[str, dict[str, Any]], object] = lambda *_: None,
 ) -> dict[str, Any]:
@@ -101,6 +102,7 @@ def evaluate_fully(
         ranking: that the circuit was cut from.
         config: how many controls, on how many pairs.
         progress: called before every circuit.
+        announce: called with how many circuits there are to run, and about how many seconds that takes.
         known: sections that need not be measured again.
         remember: called with the name and the content of each section that was measured.
 
@@ -115,6 +117,8 @@ def evaluate_fully(
         evidence = Evidence(Harness(subject, circuit, pairs.test, config, ticker), ranking)
         missing = [section for section in SECTIONS if not set(section.names) <= found.keys()]
         ticker.total = sum(section.runs(evidence) for section in missing)
+        if missing:
+            announce(ticker.total, ticker.total * evidence.harness.seconds_of_a_run())
         for section in missing:
             for name, summary in section.measure(evidence).items():
                 found[name] = {"values": summary.values, "intervals": summary.intervals, "reasons": summary.reasons}

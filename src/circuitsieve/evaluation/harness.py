@@ -1,6 +1,7 @@
 """What circuits of one search are measured with: the same pairs, the same baselines, the same anchors."""
 
 import functools
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -105,6 +106,13 @@ class Harness:
     def each(self, circuits: Iterable[Circuit], what: str) -> list[Outcome]:
         """Run many circuits on the few pairs."""
         return [self.run(circuit, self.few, what) for circuit in circuits]
+
+    def seconds_of_a_run(self) -> float:
+        """How long a circuit takes on the few pairs, by a second run of one."""
+        run_circuit(self.circuit, self.references, self.few.batches)
+        start = time.monotonic()
+        run_circuit(self.circuit, self.references, self.few.batches)
+        return time.monotonic() - start
 
     def spread(self, outcomes: Sequence[Outcome]) -> Summary:
         """Means over circuits on the few pairs; the intervals are where 95 % of the circuits lie."""

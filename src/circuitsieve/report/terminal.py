@@ -195,7 +195,42 @@ def run_view(summary: Mapping[str, Any], card: Mapping[str, Any] | None) -> Rend
         return Group(
             size_table(summary), Text("Not evaluated yet: run `circuitsieve evaluate` on this folder.", "yellow")
         )
-    return Group(size_table(summary), layer_table(card["layers"]), card_table(card), verdict(card))
+    full = [trust_table(card)] if "verdicts" in card else []
+    return Group(size_table(summary), layer_table(card["layers"]), card_table(card), *full, verdict(card))
+
+
+def trust_table(card: Mapping[str, Any]) -> Table:
+    """What the full card adds, in words, with the p-values behind them."""
+    table = Table(
+        title="How far to trust it", box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True, pad_edge=False
+    )
+    table.add_column("", no_wrap=True)
+    table.add_column("")
+    table.add_column("p, corrected", justify="right", no_wrap=True)
+    for name, said in card["verdicts"].items():
+        table.add_row(name, said, _p_value(card[name].get("p_corrected")))
+    later = card["necessity"]["without_layer_0"]
+    table.add_row(
+        "layer 0 aside",
+        f"Without the rest of the circuit accuracy is {later['accuracy']:.2f}, without as much of other circuits of its shape "
+        f"{later['matched']['accuracy']:.2f}.",
+        "",
+    )
+    complete = card["completeness"]
+    table.add_row(
+        "completeness",
+        f"Without parts of it, circuit and model differ by {complete['gap']:.2f}, at most by {complete['largest_gap']:.2f}.",
+        "",
+    )
+    for name in ("cpr", "cmd"):
+        table.add_row(name.upper(), _number(card[name]["area"], 3) + " of the ranking, over all sizes", "")
+    return table
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return ""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def check_table(results: Sequence["CheckResult"]) -> Table:

@@ -1,0 +1,155 @@
+"""What is remembered of an evaluation, and when it no longer counts."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from circuitsieve import judging
+from circuitsieve.evaluation import EvaluationConfig
+from circuitsieve.evaluation.full import SECTIONS
+from circuitsieve.judging import evaluate_run
+from circuitsieve.runs import RunFolder
+from tiny import name_pairs, write_jsonl
+from tiny_cli import call
+
+FEW = EvaluationConfig(random_circuits=2, tested_circuits=3, subsets=2, finer_nodes=4, null_nodes=4)
+NAMES = {name for section in SECTIONS for name in section.names}
+
+
+class Listener:
+    """A reporter that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
+    def look(self, done: int, total: int) -> None: ...
+
+    def step(self, entry: object, config: object) -> None: ...
+
+    def evaluation(self, what: str, *_: int) -> None:
+        self.ran += [what] if what != "done" else []
+
+
+@pytest.fixture
+def run(home: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(home / "run", tmp_path / "run"))
+
+
+def judge(run: Path, **options: object) -> tuple[dict, Listener]:
+    listener = Listener()
+    _, card = evaluate_run(str(run), listener, config=options.pop("config", FEW), **options)
+    return card.values, listener
+
+
+def test_the_full_card_has_every_section_and_is_remembered(run: Path):
+    card, listener = judge(run, full=True)
+    assert card.keys() >= NAMES | {"verdicts", "test", "random", "kept", "budget_met"}
+    assert json.loads((run / "card.json").read_text()).keys() == card.keys() | {"format_version"}
+    assert any(said.startswith(f"{len(listener.ran) - 3 - 3} circuits to run, about ") for said in listener.said)
+    again, second = judge(run, full=True)
+    assert (second.ran, second.said) == ([], [])
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps(card))
+    quick, third = judge(run)
+    assert third.ran == []
+    assert json.loads(json.dumps(quick)) == json.loads(json.dumps(card))
+
+
+def test_measuring_again_when_asked(run: Path):
+    card, first = judge(run)
+    assert not NAMES & card.keys()
+    again, second = judge(run, fresh=True)
+    assert second.ran == first.ran != []
+    assert again == card
+
+
+def test_a_card_that_was_stopped_goes_on_where_it_stopped(run: Path):
+    whole, _ = judge(run, full=True)
+    (run / "sections.json").unlink()
+
+    class Stopping(Listener):
+        def evaluation(self, what: str, *_: int) -> None:
+            super().evaluation(what)
+            if what == "necessity":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(str(run), Stopping(), full=True, config=FEW)
+    card, listener = judge(run, full=True)
+    assert json.loads(json.dumps(card)) == json.loads(json.dumps(whole))
+    assert set(listener.ran) == {"necessity", "ranking", "minimality"}
+
+
+def other_masks(run: Path) -> None:
+    folder = RunFolder.open(run)
+    circuit, ranking = folder.read_circuit()
+    found = json.loads((run / "circuit.json").read_text())["found"]
+    folder.write_circuit(circuit.complement(), ranking, found)
+
+
+def other_scores(run: Path) -> None:
+    folder = RunFolder.open(run)
+    circuit, ranking = folder.read_circuit()
+    found = json.loads((run / "circuit.json").read_text())["found"]
+    reverse = type(ranking)(ranking.space, {g: -score for g, score in ranking.scores.items()})
+    folder.write_circuit(circuit, reverse, found)
+
+
+def damaged(run: Path) -> None:
+    (run / "sections.json").write_text((run / "sections.json").read_text()[:-40])
+
+
+def tampered(run: Path) -> None:
+    content = json.loads((run / "sections.json").read_text())
+    content["parts"]["quick"]["test"]["kl"] = 0.0
+    (run / "sections.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("change", [other_masks, other_scores, damaged, tampered])
+def test_what_changed_is_measured_anew(run: Path, change: Callable[[Path], None]):
+    card, _ = judge(run)
+    change(run)
+    again, listener = judge(run)
+    assert listener.ran != []
+    assert (again["test"]["kl"] == card["test"]["kl"]) == (change is not other_masks)
+
+
+def test_other_settings_and_another_program_are_measured_anew(run: Path, monkeypatch: pytest.MonkeyPatch):
+    judge(run)
+    _, listener = judge(run, config=EvaluationConfig(random_circuits=1))
+    assert listener.ran != []
+    _, listener = judge(run, config=EvaluationConfig(random_circuits=1))
+    assert listener.ran == []
+    monkeypatch.setattr(judging, "_hash_of_files", lambda paths: str(len(paths)))
+    _, listener = judge(run, config=EvaluationConfig(random_circuits=1))
+    assert listener.ran != []
+
+
+def test_other_pairs_are_judged_in_full_and_nothing_is_written(run: Path, tmp_path: Path):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    card, _ = judge(run, full=True, data=str(write_jsonl(tmp_path / "other.jsonl", name_pairs(6, seed=5))))
+    assert card.keys() >= NAMES
+    assert card["equivalence"]["n"] == 6
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_the_command_line_shows_what_the_full_card_says(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "250")
+    output = call(capsys, "evaluate", run, "--full")
+    assert output.status == 0
+    assert "How far to trust it" in output.out
+    card = json.loads((run / "card.json").read_text())
+    assert set(card["verdicts"]) >= {"equivalence", "sufficiency", "necessity"}
+    assert all(said in output.out for said in card["verdicts"].values())
+    assert call(capsys, "show", run).out == output.out
