@@ -46,8 +46,8 @@ def test_lists_are_large_and_without_repetition():
     assert len(set(PLACES)) == len(PLACES) >= 20
     assert len(set(OBJECTS)) == len(OBJECTS) >= 20
     assert not any(thing[0] in "aeiou" for thing in OBJECTS)
-    assert len(set(TEMPLATES.values())) == 30
-    assert Counter(name[:4] for name in TEMPLATES) == {"abba": 15, "baba": 15}
+    assert len(set(TEMPLATES.values())) == 40
+    assert Counter(name[:4] for name in TEMPLATES) == {"abba": 20, "baba": 20}
     assert all(11 <= len(text.split()) <= 16 for text in TEMPLATES.values())
 
 
@@ -101,6 +101,14 @@ def test_names_are_shared_on_request():
     assert [every_name(getattr(splits, split)) for split in SPLITS] == [set(NAMES)] * 3
     repeated = {pair.clean for pair in splits.train} & {pair.clean for pair in splits.test}
     assert len(repeated) < 5, "pairs are other pairs"
+
+
+def test_other_sentences_are_none_of_the_usual_ones():
+    usual, other = every_pair(build()), every_pair(build(sentences="other"))
+    assert {pair.template[:4] for pair in other} == {"abba", "baba"}
+    assert len({pair.template for pair in other}) == 10
+    assert not {pair.template for pair in usual} & {pair.template for pair in other}
+    assert not {pair.clean for pair in usual} & {pair.clean for pair in other}
 
 
 def test_templates_are_shared_unless_asked_otherwise():
@@ -205,10 +213,10 @@ def test_unknown_options_are_named():
     with pytest.raises(ConfigError) as caught:
         build(corrupton="abc")
     assert str(caught.value) == (
-        "option of task ioi: found 'corrupton', expected one of corruption, split_names, split_templates; did you mean "
-        "'corruption'?"
+        "option of task ioi: found 'corrupton', expected one of corruption, split_names, split_templates, sentences; "
+        "did you mean 'corruption'?"
     )
     with pytest.raises(ConfigError) as caught:
         build(corruption="xyz")
     assert str(caught.value) == "option corruption of task ioi: found 'xyz', expected one of abc, flip"
-    assert set(TASK.options) == {"corruption", "split_names", "split_templates"}
+    assert set(TASK.options) == {"corruption", "split_names", "split_templates", "sentences"}

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.config import DiscoveryConfig
 from circuitsieve.control import within
 from circuitsieve.data import Example, Pairs, encode, encode_all
 from circuitsieve.errors import RunError
 from circuitsieve.evaluation.card import Card, evaluate
 from circuitsieve.evaluation.full import SECTIONS, evaluate_fully, judged
 from circuitsieve.evaluation.harness import EvaluationConfig
+from circuitsieve.evaluation.robustness import Origin
+from circuitsieve.loaders import TaskOptions
 from circuitsieve.models import LoadedModel, load_model
 from circuitsieve.pairs import SPLITS, TextSplits
 from circuitsieve.provenance import describe_model, fingerprint, hash_of
@@ -92,7 +95,8 @@ def evaluate_run(
     if data is not None:
         examples = _examples(Path(data), loaded, reporter)
         quick = evaluate(loaded.model, circuit, examples[0], config=config, progress=reporter.evaluation).values
-        found = _fully(loaded, circuit, ranking, Pairs((), (), examples[0]), config, reporter, None) if full else {}
+        others = Pairs((), (), examples[0])
+        found = _fully(loaded, circuit, ranking, others, folder, config, reporter, None) if full else {}
         return folder, with_run_facts(_joined(quick, found), folder, dict.fromkeys(SPENT), examples[1])
     records = _read_pairs(folder)
     pairs = encode(
@@ -111,7 +115,7 @@ def evaluate_run(
             progress=reporter.evaluation,
         )
         memory.remember(_QUICK, measured.values)
-    found = _fully(loaded, circuit, ranking, pairs, config, reporter, memory) if full else _remembered(memory)
+    found = _fully(loaded, circuit, ranking, pairs, folder, config, reporter, memory) if full else _remembered(memory)
     dropped = sum(record.dropped is not None for record in records)
     card = with_run_facts(
         _joined(memory.parts[_QUICK], found), folder, {name: earlier.get(name) for name in SPENT}, dropped
@@ -135,6 +139,7 @@ def _fully(
     circuit: Circuit,
     ranking: Ranking | None,
     pairs: Pairs,
+    folder: RunFolder,
     config: EvaluationConfig,
     reporter: Reporter,
     memory: Memory | None,
@@ -144,12 +149,20 @@ def _fully(
         circuit,
         pairs,
         ranking,
+        search=DiscoveryConfig.from_dict(folder.look_up("config.json", "discovery"), str(folder.path)),
+        origin=_origin(folder, loaded),
         config=config,
         progress=reporter.evaluation,
         announce=lambda runs, seconds: reporter.say(f"{runs} circuits to run, about {_minutes(seconds)}"),
         known={} if memory is None else memory.parts,
         remember=(lambda *_: None) if memory is None else memory.remember,
     )
+
+
+def _origin(folder: RunFolder, loaded: LoadedModel) -> Origin:
+    """Where the pairs of a run come from."""
+    task, seed, options = (folder.look_up("config.json", "data", fact) for fact in ("task", "seed", "options"))
+    return Origin(loaded.tokenizer, task, TaskOptions(seed=seed, options=options))
 
 
 def _minutes(seconds: float) -> str:

@@ -10,8 +10,10 @@ from typing import Any
 from torch import nn
 
 from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
 from circuitsieve.evaluation.agreement import equivalence, independence
+from circuitsieve.evaluation.alternatives import OTHERS, head_level, other_ablations
 from circuitsieve.evaluation.areas import SIZES, areas
 from circuitsieve.evaluation.card import Ticker, fitting
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness, Progress
@@ -19,6 +21,8 @@ from circuitsieve.evaluation.hypotheses import LEVEL, corrected
 from circuitsieve.evaluation.knockouts import completeness, necessity, sufficiency
 from circuitsieve.evaluation.metrics import Summary
 from circuitsieve.evaluation.minimality import chosen_nodes, minimality, null_nodes
+from circuitsieve.evaluation.robustness import Origin, robustness, robustness_runs, transfer, transfer_runs
+from circuitsieve.evaluation.stability import RERUNS, stability
 from circuitsieve.screening import check_fit
 from circuitsieve.subject import frozen
 
@@ -28,7 +32,11 @@ class Evidence:
     """What a full card is made from."""
 
     harness: Harness
+    pairs: Pairs
     ranking: Ranking | None
+    config: DiscoveryConfig | None
+    """Of the search."""
+    origin: Origin | None
 
 
 Measured = dict[str, Summary]
@@ -78,6 +86,19 @@ SECTIONS = (
     _alone("necessity", necessity, _necessity_runs),
     Section(("cpr", "cmd"), lambda evidence: len(SIZES) * (evidence.ranking is not None), _areas),
     _alone("minimality", minimality, _minimality_runs),
+    Section(
+        ("other_ablations",),
+        lambda _: len(OTHERS),
+        lambda e: {"other_ablations": other_ablations(e.harness, e.pairs.test, e.pairs.train)},
+    ),
+    Section(("head_level",), lambda _: 2, lambda e: {"head_level": head_level(e.harness, e.pairs)}),
+    Section(
+        ("robustness",),
+        lambda e: robustness_runs(e.origin),
+        lambda e: {"robustness": robustness(e.harness, e.pairs.test, e.origin)},
+    ),
+    Section(("transfer",), lambda e: transfer_runs(e.origin), lambda e: {"transfer": transfer(e.harness, e.origin)}),
+    Section(("stability",), lambda _: 2 * RERUNS + 1, lambda e: {"stability": stability(e.harness, e.pairs, e.config)}),
 )
 
 
@@ -87,6 +108,8 @@ def evaluate_fully(
     pairs: Pairs,
     ranking: Ranking | None = None,
     *,
+    search: DiscoveryConfig | None = None,
+    origin: Origin | None = None,
     config: EvaluationConfig = EvaluationConfig(),
     progress: Progress | None = None,
     announce: Callable[[int, float], object] = lambda *_: None,
@@ -98,8 +121,10 @@ def evaluate_fully(
     Args:
         model: the model that the circuit was found in; it is left as it was.
         circuit: the circuit.
-        pairs: the test pairs judge.
+        pairs: the test pairs judge; training and validation pairs are for what is searched again.
         ranking: that the circuit was cut from.
+        search: how the circuit was found.
+        origin: where the pairs come from.
         config: how many controls, on how many pairs.
         progress: called before every circuit.
         announce: called with how many circuits there are to run, and about how many seconds that takes.
@@ -114,11 +139,12 @@ def evaluate_fully(
     found = dict(known or {})
     with frozen(model):
         ticker = Ticker(progress, 0)
-        evidence = Evidence(Harness(subject, circuit, pairs.test, config, ticker), ranking)
+        harness = Harness(subject, circuit, pairs.test, config, ticker)
+        evidence = Evidence(harness, pairs, ranking, search, origin)
         missing = [section for section in SECTIONS if not set(section.names) <= found.keys()]
         ticker.total = sum(section.runs(evidence) for section in missing)
         if missing:
-            announce(ticker.total, ticker.total * evidence.harness.seconds_of_a_run())
+            announce(ticker.total, ticker.total * harness.seconds_of_a_run())
         for section in missing:
             for name, summary in section.measure(evidence).items():
                 found[name] = {"values": summary.values, "intervals": summary.intervals, "reasons": summary.reasons}

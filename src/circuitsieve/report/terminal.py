@@ -222,9 +222,31 @@ def trust_table(card: Mapping[str, Any]) -> Table:
         f"Without parts of it, circuit and model differ by {complete['gap']:.2f}, at most by {complete['largest_gap']:.2f}.",
         "",
     )
+    table.add_row("robustness", _gaps(card["robustness"]), "")
+    stable = card["stability"]
+    if stable["reruns"]:
+        table.add_row(
+            "stability",
+            f"Of {stable['reruns']} searches over, units in common with this circuit (and by chance): "
+            + ", ".join(
+                f"{name} {_number(stable['with_the_circuit'][name]['jaccard'], 2)} "
+                f"({_number(stable['with_the_circuit'][name]['chance'], 2)})"
+                for name in ("head", "head_dim", "mlp_neuron")
+            )
+            + " (Jaccard).",
+            "",
+        )
     for name in ("cpr", "cmd"):
         table.add_row(name.upper(), _number(card[name]["area"], 3) + " of the ranking, over all sizes", "")
     return table
+
+
+def _gaps(robustness: Mapping[str, Any]) -> str:
+    shifts = {name: value for name, value in robustness.items() if value is not None and name != "unchanged"}
+    if not shifts:
+        return "The circuit was not tried on other inputs."
+    each = (f"{name} {value['kl']:.2f}" for name, value in shifts.items())
+    return f"KL on {', '.join(each)}; unchanged {robustness['unchanged']['kl']:.2f}."
 
 
 def _p_value(p: float | None) -> str:

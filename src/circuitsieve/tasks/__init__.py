@@ -23,15 +23,18 @@ class Task:
     summary: str
     build: Callable[[TaskRequest], TextSplits]
     options: dict[str, str] = field(default_factory=dict)
+    shifts: dict[str, dict[str, str]] = field(default_factory=dict)
+    """The same behaviour on other texts, by name: the options that give them."""
 
 
-_BUILT_IN = ("ioi", "greater_than", "gender_pronoun", "docstring", "agreement", "capitals")
+BUILT_IN = ("ioi", "greater_than", "gender_pronoun", "docstring", "agreement", "capitals")
+"""The tasks inside the package."""
 
 
 def names() -> list[str]:
     """The names of the built-in tasks, then of the installed ones."""
     installed = metadata.entry_points(group=GROUP).names
-    return [*_BUILT_IN, *sorted(installed - set(_BUILT_IN))]
+    return [*BUILT_IN, *sorted(installed - set(BUILT_IN))]
 
 
 def get(name: str) -> Task:
@@ -40,7 +43,7 @@ def get(name: str) -> Task:
     Raises:
         DataError: an installed task cannot be imported, or is none.
     """
-    if name in _BUILT_IN:
+    if name in BUILT_IN:
         task: Task = import_module(f"circuitsieve.tasks.{name}").TASK
         return task
     (entry,) = metadata.entry_points(group=GROUP, name=name)

@@ -7,6 +7,7 @@ request take the same number of tokens, so that clean and corrupted prompts alig
 """
 
 import random
+from collections.abc import Sequence
 
 from circuitsieve.pairs import SPLITS, Pair, TaskRequest, TextSplits
 from circuitsieve.tasks import Task, making
@@ -56,19 +57,33 @@ When {A} and {B} went to the {place}, {S2} gave a {object} to
 At first {A} and {B} were strangers at the {place}, but {S2} promised a {object} to
 """.strip().splitlines()
 
+_OTHER_SENTENCES = """
+Before {A} and {B} left the {place}, {S2} passed a {object} to
+Years after {A} and {B} first met at the {place}, {S2} mailed a {object} to
+Since {A} and {B} liked the {place}, {S2} offered a {object} to
+Once {A} and {B} had arrived at the {place}, {S2} showed a {object} to
+While {A} and {B} were cleaning the {place}, {S2} returned a {object} to
+""".strip().splitlines()
+"""Sentences that no circuit has seen, for what it does on other texts."""
+
 SMALLEST_GROUP = 15
 """Fewest names of one token count: three splits of `NAMES_PER_SPLIT`."""
 
 NAMES_PER_SPLIT = 5
 """Fewest names of a split: IO, S and the three fresh names of the `abc` corruption."""
 
-_CHOICES = {"corruption": ("abc", "flip"), "split_names": ("true", "false"), "split_templates": ("false", "true")}
+_CHOICES = {
+    "corruption": ("abc", "flip"),
+    "split_names": ("true", "false"),
+    "split_templates": ("false", "true"),
+    "sentences": ("usual", "other"),
+}
 """The values of each option, its default first."""
 
 
 TEMPLATES = {
     f"{order}-{number:02d}": sentence.replace("{A}", first).replace("{B}", second)
-    for number, sentence in enumerate(_SENTENCES, start=1)
+    for number, sentence in enumerate((*_SENTENCES, *_OTHER_SENTENCES), start=1)
     for order, first, second in (("abba", "{IO}", "{S1}"), ("baba", "{S1}", "{IO}"))
 }
 """Sentences with the places {IO}, {S1}, {S2}, {place} and {object}. The subject is the second of the opening names (abba) or
@@ -89,7 +104,9 @@ def build(request: TaskRequest) -> TextSplits:
     names = making.split(usable, random.Random(f"ioi names {request.seed}"), at_least=NAMES_PER_SPLIT)
     if options["split_names"] == "false":
         names = dict.fromkeys(SPLITS, usable)
-    templates = _split_templates(request.seed, disjoint=options["split_templates"] == "true")
+    usual = range(1, len(_SENTENCES) + 1)
+    numbers = usual if options["sentences"] == "usual" else range(len(_SENTENCES) + 1, len(TEMPLATES) // 2 + 1)
+    templates = _split_templates(numbers, request.seed, disjoint=options["split_templates"] == "true")
 
     def make(split: str) -> tuple[Pair, ...]:
         own = names[split]
@@ -117,11 +134,12 @@ def build(request: TaskRequest) -> TextSplits:
     return making.splits(make)
 
 
-def _split_templates(seed: int, *, disjoint: bool) -> dict[str, list[str]]:
-    """The templates of each split, in random order, ABBA and BABA in turn; 9, 3 and 3 sentences each if `disjoint`."""
-    numbers = list(range(1, len(_SENTENCES) + 1))
+def _split_templates(sentences: Sequence[int], seed: int, *, disjoint: bool) -> dict[str, list[str]]:
+    """The templates of each split, in random order, ABBA and BABA in turn; if `disjoint`, validation and test have a fifth of the
+    sentences each."""
+    numbers, fifth = list(sentences), len(sentences) // 5
     random.Random(f"ioi templates {seed}").shuffle(numbers)
-    parts = {"train": numbers[6:], "validation": numbers[:3], "test": numbers[3:6]}
+    parts = {"train": numbers[2 * fifth :], "validation": numbers[:fifth], "test": numbers[fifth : 2 * fifth]}
     return {
         split: [
             f"{order}-{number:02d}" for number in (parts[split] if disjoint else numbers) for order in ("abba", "baba")
@@ -139,5 +157,7 @@ TASK = Task(
         "split_names": "true (default): no name stands in two splits, which is harder than most published IOI data; false: all "
         "splits share them",
         "split_templates": "true: no template stands in two splits; false (default): all splits share them",
+        "sentences": "usual (default); other: five sentences that are none of the usual ones",
     },
+    shifts={"templates": {"sentences": "other"}, "corruption": {"corruption": "flip"}},
 )

@@ -1,0 +1,105 @@
+"""Would the same search have found the same circuit again?
+
+The search is repeated with other seeds (of gates, noise and the order of the batches) and on bootstrap resamples of the training
+pairs. Two circuits are compared by the Jaccard index of their nodes, granularity by granularity, against the index of random sets
+of the same sizes.
+"""
+
+import itertools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from circuitsieve.circuit import Circuit
+from circuitsieve.config import DiscoveryConfig
+from circuitsieve.data import Pairs
+from circuitsieve.discovery import discover
+from circuitsieve.evaluation.harness import Harness
+from circuitsieve.evaluation.metrics import Summary
+from circuitsieve.masks import BoolMasks
+from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity, Method
+
+RERUNS = 2
+"""With other seeds, and as many on resampled pairs."""
+STEPS = 150
+"""Of a rerun, at most."""
+COMPARED = (Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK, Granularity.HEAD, *UNIT_GRANULARITIES)
+
+
+def stability(harness: Harness, pairs: Pairs, config: DiscoveryConfig | None) -> Summary:
+    """Repeat the search and compare what it finds; a unit of the consensus is kept by more than half of the reruns."""
+    if config is None or not pairs.train or not pairs.validation:
+        return Summary({"reruns": None}, {}, {"reruns": "repeating the search needs its settings and its pairs"})
+    seeds = [config.seed + 1 + i for i in range(RERUNS)]
+    steps = min(config.steps, STEPS)
+    searches = [(pairs, config.replaced(seed=seed, steps=steps)) for seed in seeds]
+    resampled = [(_resample(pairs, seed), config.replaced(steps=steps)) for seed in seeds]
+    found = []
+    for some, again in (*searches, *resampled):
+        harness.tick("reruns")
+        found.append(discover(harness.subject.model, some, again).circuit)
+    by_seed, by_pairs = found[:RERUNS], found[RERUNS:]
+    agreed = consensus(found)
+    summary = harness.all.summary(harness.run(agreed, harness.all, "consensus"))
+    values = {
+        "reruns": len(found),
+        "steps": steps if Method(config.method).learns else None,
+        "seeds": _compared(by_seed),
+        "resamples": _compared(by_pairs),
+        "with_the_circuit": _mean([jaccards(harness.circuit.masks, other.masks) for other in found]),
+        "sizes": {str(i): circuit.size for i, circuit in enumerate(found)},
+        "consensus": {**summary.values, "size": agreed.size},
+    }
+    return Summary(values, {"consensus": summary.intervals}, {})
+
+
+def consensus(circuits: Sequence[Circuit]) -> Circuit:
+    """The units that more than half of some circuits keep."""
+    first = circuits[0]
+    votes = {g: torch.stack([circuit.masks[g] for circuit in circuits]).float().mean(0) for g in UNIT_GRANULARITIES}
+    masks = {g: share > 0.5 for g, share in votes.items()}
+    return Circuit(first.space, masks, first.ablation, first.constants)
+
+
+def jaccards(first: BoolMasks, second: BoolMasks) -> dict[str, dict[str, float | None]]:
+    """By granularity: the share of the nodes in either circuit that are in both, and what chance would give."""
+    found = {}
+    for granularity in COMPARED:
+        a, b = first[granularity], second[granularity]
+        either = int((a | b).sum())
+        found[str(granularity)] = {
+            "jaccard": int((a & b).sum()) / either if either else None,
+            "chance": chance(int(a.sum()), int(b.sum()), a.numel()),
+        }
+    return found
+
+
+def chance(first: int, second: int, total: int) -> float | None:
+    """The expected Jaccard index of random sets of so many of `total` nodes; None where both are empty."""
+    if first + second == 0:
+        return None
+    both = np.arange(min(first, second) + 1)
+    weights = stats.hypergeom.pmf(both, total, first, second)
+    return float((weights * both / (first + second - both)).sum())
+
+
+def _compared(circuits: Sequence[Circuit]) -> dict[str, Any]:
+    return _mean([jaccards(a.masks, b.masks) for a, b in itertools.combinations(circuits, 2)])
+
+
+def _mean(all_of_them: Sequence[dict[str, dict[str, float | None]]]) -> dict[str, Any]:
+    def mean(granularity: str, name: str) -> float | None:
+        values = [value for one in all_of_them if (value := one[granularity][name]) is not None]
+        return float(np.mean(values)) if values else None
+
+    return {str(g): {name: mean(str(g), name) for name in ("jaccard", "chance")} for g in COMPARED}
+
+
+def _resample(pairs: Pairs, seed: int) -> Pairs:
+    """Training pairs drawn from the training pairs, as many, with replacement."""
+    rng = random.Random(f"resample {seed}")
+    return Pairs(tuple(rng.choices(pairs.train, k=len(pairs.train))), pairs.validation, ())
