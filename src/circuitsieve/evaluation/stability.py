@@ -50,7 +50,7 @@ def stability(harness: Harness, pairs: Pairs, config: DiscoveryConfig | None) ->
         "steps": steps if Method(config.method).learns else None,
         "seeds": _compared(by_seed),
         "resamples": _compared(by_pairs),
-        "with_the_circuit": _mean([jaccards(harness.circuit.masks, other.masks) for other in found]),
+        "with_the_circuit": _mean([jaccards(harness.circuit.masks, other.masks) for other in by_seed]),
         "sizes": {str(i): circuit.size for i, circuit in enumerate(found)},
         "consensus": {**summary.values, "size": agreed.size},
     }

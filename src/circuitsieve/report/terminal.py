@@ -227,7 +227,7 @@ def trust_table(card: Mapping[str, Any]) -> Table:
     if stable["reruns"]:
         table.add_row(
             "stability",
-            f"Of {stable['reruns']} searches over, units in common with this circuit (and by chance): "
+            "Searches with other seeds have in common with this circuit (and by chance): "
             + ", ".join(
                 f"{name} {_number(stable['with_the_circuit'][name]['jaccard'], 2)} "
                 f"({_number(stable['with_the_circuit'][name]['chance'], 2)})"
