@@ -62,9 +62,9 @@ class Level:
 
 LADDER = {
     "easy": Level(1, 3, 8),
-    "two tasks": Level(2, 3, 8),
-    "three tasks": Level(3, 4, 12),
-    "deep": Level(3, 5, 16, 4),
+    "two tasks": Level(2, 3, 8, steps=3000),
+    "three tasks": Level(3, 4, 12, steps=5000),
+    "deep": Level(3, 5, 16, layers=4, steps=6000),
 }
 """Models from easy to hard: more tasks at once, larger and deeper sets."""
 

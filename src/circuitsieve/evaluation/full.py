@@ -21,6 +21,7 @@ from circuitsieve.evaluation.hypotheses import LEVEL, corrected
 from circuitsieve.evaluation.knockouts import completeness, necessity, sufficiency
 from circuitsieve.evaluation.metrics import Summary
 from circuitsieve.evaluation.minimality import chosen_nodes, minimality, null_nodes
+from circuitsieve.evaluation.published import published
 from circuitsieve.evaluation.robustness import Origin, robustness, robustness_runs, transfer, transfer_runs
 from circuitsieve.evaluation.stability import RERUNS, stability
 from circuitsieve.screening import check_fit
@@ -98,6 +99,11 @@ SECTIONS = (
         lambda e: {"robustness": robustness(e.harness, e.pairs.test, e.origin)},
     ),
     Section(("transfer",), lambda e: transfer_runs(e.origin), lambda e: {"transfer": transfer(e.harness, e.origin)}),
+    Section(
+        ("published",),
+        lambda _: 0,
+        lambda e: {"published": published(e.harness, None if e.origin is None else e.origin.task)},
+    ),
     Section(("stability",), lambda _: 2 * RERUNS + 1, lambda e: {"stability": stability(e.harness, e.pairs, e.config)}),
 )
 
