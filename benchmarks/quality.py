@@ -111,7 +111,8 @@ def page(files: Iterable[Path], command: str) -> str:
             points: Points = found["points"]
             seeds |= {point["seed"] for point in points}
             full = statistics.median(point["full_accuracy"] for point in points)
-            tables.append(f"## {result['model']}, {task}\n\nAccuracy of the full model: {full:.3f}.\n\n{table(points)}")
+            heading = f"## {result['model']}, {task}\n\nAccuracy of the full model: {full:.3f}.\n\n"
+            tables.append(f"{heading}{table(points)}\n{where(found['units by layer'])}")
     commands = "\n".join(f"- `{result['command']}` (commit {result['commit']})" for result in results)
     return PAGE.format(seeds=len(seeds), tables="\n".join(tables), command=command, commands=commands)
 
@@ -132,6 +133,22 @@ def table(points: Points) -> str:
             cells = [cell(same, name, form) for name, form in COLUMNS.values()]
             ratio = "" if rival is None else f"{statistics.median(p['kl'] for p in same) / rival:.2f}"
             lines.append(f"| {size:.0%} | {method.replace('_', ' ')} | " + " | ".join(cells) + f" | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def where(layers: dict[str, dict[str, list[int]]]) -> str:
+    """Where in the model the kept units of learned circuits lie: layer 0, and each third of the layers."""
+    groups: dict[str, list[list[int]]] = {}
+    for run, by_granularity in layers.items():
+        method, _, size = run.rsplit("-", 2)
+        both = [sum(units) for units in zip(*by_granularity.values(), strict=True)]
+        groups.setdefault(f"{method.replace('_', ' ')}, {float(size):.0%}", []).append(both)
+    lines = ["| kept units | layer 0 | first third | second | last |", "| --- |" + " ---: |" * 4]
+    for name, runs in groups.items():
+        third = -(-len(runs[0]) // 3)
+        bounds = ((0, 1), (0, third), (third, 2 * third), (2 * third, None))
+        cells = [statistics.median(sum(run[a:b]) for run in runs) for a, b in bounds]
+        lines.append(f"| {name} | " + " | ".join(f"{value:,.0f}" for value in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
