@@ -143,6 +143,15 @@ def test_other_pairs_are_judged_in_full_and_nothing_is_written(run: Path, tmp_pa
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
+def test_a_run_that_was_made_in_python_is_judged_in_full(run: Path):
+    config = json.loads((run / "config.json").read_text())
+    config["data"] = {name: config["data"][name] for name in ("usable", "dropped", "hash")}
+    (run / "config.json").write_text(json.dumps(config))
+    card, _ = judge(run, full=True)
+    assert card["robustness"].keys() == {"unchanged", "typos", "distractors"}
+    assert card["published"]["jaccard"] is None
+
+
 def test_the_command_line_shows_what_the_full_card_says(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

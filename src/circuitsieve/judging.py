@@ -160,9 +160,11 @@ def _fully(
 
 
 def _origin(folder: RunFolder, loaded: LoadedModel) -> Origin:
-    """Where the pairs of a run come from."""
-    task, seed, options = (folder.look_up("config.json", "data", fact) for fact in ("task", "seed", "options"))
-    return Origin(loaded.tokenizer, task, TaskOptions(seed=seed, options=options))
+    """Where the pairs of a run come from; one that was made in Python does not say it."""
+    about = folder.look_up("config.json", "data")
+    if not isinstance(about.get("task"), str):
+        return Origin(loaded.tokenizer)
+    return Origin(loaded.tokenizer, about["task"], TaskOptions(seed=about["seed"], options=about["options"]))
 
 
 def _minutes(seconds: float) -> str:
