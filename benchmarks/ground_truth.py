@@ -22,7 +22,7 @@ from rich.console import Console
 
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.discovery import discover
-from circuitsieve.groundtruth import LADDER, confined, recovered
+from circuitsieve.groundtruth import LADDER, recovered
 
 METHODS = ("nested", "hard_concrete", "integrated_gradients", "attribution", "activation_difference", "random")
 SCORES = ("auroc", "average_precision", "precision", "recall")
@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
 
 def measured(options: argparse.Namespace, level: str, seed: int) -> Rows:
     """Every method on every task of a model."""
-    model, rows = confined(LADDER[level], seed), []
+    model, rows = LADDER[level](seed), []
     for circuit in model.circuits:
         known = {str(g): int(mark.sum()) for g, mark in circuit.truth.items()}
         for method in options.methods:

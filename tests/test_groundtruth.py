@@ -13,7 +13,7 @@ from circuitsieve.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.discovery import discover
 from circuitsieve.evaluation import EvaluationConfig, evaluate
-from circuitsieve.groundtruth import KnownModel, Level, auroc, average_precision, confined, recovered
+from circuitsieve.groundtruth import KnownModel, Level, auroc, average_precision, confined, planted, recovered
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Granularity
 
@@ -72,6 +72,30 @@ def test_the_search_finds_what_is_known(known: KnownModel):
             assert scores["recall"] == 1
             assert scores["auroc"] >= 0.98
             assert scores["average_precision"] >= 0.85
+
+
+def test_planted_nodes_alone_write_and_are_found():
+    """All else can be taken out of the weights; without one planted node the model says something else."""
+    known = planted(seed=1)
+    (circuit,) = known.circuits
+    space = Subject.of(known.model).space
+    assert {g: int(mark.sum()) for g, mark in circuit.truth.items()} == {G.HEAD: 3, G.MLP_NEURON: 8}
+    ids = torch.tensor([example.clean for example in circuit.pairs.test[:8]])
+    before = known.model(ids).logits
+    for granularity, projection, each in ((G.HEAD, "attn", space.head_dim), (G.MLP_NEURON, "mlp", 1)):
+        for layer, block in enumerate(known.model.transformer.h):
+            weight = getattr(block, projection).c_proj.weight.data
+            kept = weight.clone()
+            rows = circuit.truth[granularity][layer].repeat_interleave(each)
+            weight[~rows] = 0
+            assert torch.equal(known.model(ids).logits, before)
+            for row in rows.nonzero().flatten()[::each].tolist():
+                weight[row : row + each] = 0
+                assert (known.model(ids).logits - before).abs().max() > 0.01
+                weight.copy_(kept)
+    found = discover(known.model, circuit.pairs, DiscoveryConfig(method="nested", max_kl=0.02, steps=200))
+    for scores in recovered(found.circuit, found.ranking, circuit.truth).values():
+        assert scores == {"precision": 1, "recall": 1, "auroc": 1, "average_precision": 1}
 
 
 def test_the_same_seed_gives_the_same_model():

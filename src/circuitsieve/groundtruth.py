@@ -1,9 +1,9 @@
 """Small models whose circuits are known, head by head and neuron by neuron.
 
-A confined model (trained here, in a minute) does several tasks at once: each prompt holds a row of symbols and asks for one task,
-a random table of two of them. Each task is confined to a set of nodes that was drawn before training; sets overlap. While it is
-trained, four things are asked for at once, all under the ablation by which circuits are found, the activations of a corrupted
-prompt:
+A planted model is made by hand: all but a few nodes write nothing. A confined model (trained here, in a minute or two) does several
+tasks at once: each prompt holds a row of symbols and asks for one task, a random table of two of them. Each task is confined to a
+set of nodes that was drawn before training; sets overlap. While it is trained, four things are asked for at once, all under the
+ablation by which circuits are found, the activations of a corrupted prompt:
 
 - the full model gives the answer, and so does the set alone, with all else ablated: it is sufficient;
 - with the set ablated the answer is the corrupted prompt's: nothing else carries the task;
@@ -12,7 +12,8 @@ prompt:
 At the end the last is measured for each node: what is known is what was found so, not what was hoped for.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,15 +61,6 @@ class Level:
     steps: int = 2000
 
 
-LADDER = {
-    "easy": Level(1, 3, 8),
-    "two tasks": Level(2, 3, 8, steps=3000),
-    "three tasks": Level(3, 4, 12, steps=5000),
-    "deep": Level(3, 5, 16, layers=4, steps=6000),
-}
-"""Models from easy to hard: more tasks at once, larger and deeper sets."""
-
-
 @dataclass(frozen=True)
 class KnownCircuit:
     """A task of a model, and the nodes that do it."""
@@ -84,6 +76,47 @@ class KnownModel:
 
     model: GPT2LMHeadModel
     circuits: tuple[KnownCircuit, ...]
+
+
+def planted(seed: int = 0, heads: int = 3, neurons: int = 8) -> KnownModel:
+    """A random model made by hand: of all heads and neurons, only planted ones write anything.
+
+    What is to be kept is the whole distribution over the next token on random prompts.
+
+    Args:
+        seed: of the nodes, the weights and the prompts.
+        heads: planted ones, of three layers of four.
+        neurons: planted ones, of three layers of 64.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(_shape(layers=3, vocabulary=40))
+    model.train(False)
+    truth = {
+        granularity: _drawn(Subject.of(model).space.shape(granularity), count, 0, generator)
+        for granularity, count in ((Granularity.HEAD, heads), (Granularity.MLP_NEURON, neurons))
+    }
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0, 0.5, generator=generator)
+        subject = Subject.of(model)
+        units = {
+            SiteKind.ATTN_READ: truth[Granularity.HEAD].repeat_interleave(subject.space.head_dim, 1),
+            SiteKind.MLP_READ: 3 * truth[Granularity.MLP_NEURON],
+        }
+        for kind, writing in units.items():
+            for layer, rows in enumerate(writing):
+                weight: Tensor = subject.architecture.read_module(Site(kind, layer)).weight  # type: ignore[assignment]
+                weight *= rows[:, None]
+
+    def split(n: int) -> tuple[Example, ...]:
+        ids = torch.randint(40, (n, 2, PLACES + 1), generator=generator).tolist()
+        return tuple(Example(Pair("", "", (), ()), tuple(a), tuple(b), (1,), (2,)) for a, b in ids)
+
+    pairs = Pairs(split(512), split(128), split(128))
+    return KnownModel(model, (KnownCircuit("planted", truth, pairs),))
 
 
 def confined(level: Level, seed: int = 0) -> KnownModel:
@@ -110,17 +143,7 @@ def confined(level: Level, seed: int = 0) -> KnownModel:
 class _Trainer:
     def __init__(self, level: Level) -> None:
         self.level = level
-        config = GPT2Config(
-            vocab_size=SYMBOLS + level.tasks,
-            n_embd=64,
-            n_layer=level.layers,
-            n_head=4,
-            n_inner=64,
-            n_positions=PLACES + 1,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-        self.model = GPT2LMHeadModel(config)
+        self.model = GPT2LMHeadModel(_shape(level.layers, SYMBOLS + level.tasks))
         self.model.train(False)
         self.subject = Subject.of(self.model)
         self.sites = [Site(kind, i) for kind in (SiteKind.ATTN_READ, SiteKind.MLP_READ) for i in range(level.layers)]
@@ -132,13 +155,8 @@ class _Trainer:
     def _set(self) -> Marks:
         """Heads of any layer, neurons of any but the first, which sees no other token before its own attention."""
         sizes = {Granularity.HEAD: (self.level.heads, 0), Granularity.MLP_NEURON: (self.level.neurons, 1)}
-        marks = {}
-        for granularity, (count, first) in sizes.items():
-            mark = torch.zeros(self.subject.space.shape(granularity), dtype=torch.bool)
-            later = mark[first:].view(-1)
-            later[torch.randperm(len(later))[:count]] = True
-            marks[granularity] = mark
-        return marks
+        shapes = {g: self.subject.space.shape(g) for g in sizes}
+        return {g: _drawn(shapes[g], count, first) for g, (count, first) in sizes.items()}
 
     def prompts(self, task: int, n: int) -> tuple[Int[Tensor, "n tokens"], Int[Tensor, " n"]]:
         """Random prompts of a task, and their answers."""
@@ -220,6 +238,29 @@ class _Trainer:
             return self._logits(tokens)
 
 
+def _shape(layers: int, vocabulary: int) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=vocabulary,
+        n_embd=64,
+        n_layer=layers,
+        n_head=4,
+        n_inner=64,
+        n_positions=PLACES + 1,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+
+
+def _drawn(
+    shape: tuple[int, int], count: int, first: int, generator: torch.Generator | None = None
+) -> Bool[Tensor, "layers n"]:
+    """So many random nodes of the layers from the first one on."""
+    mark = torch.zeros(shape, dtype=torch.bool)
+    later = mark[first:].view(-1)
+    later[torch.randperm(len(later), generator=generator)[:count]] = True
+    return mark
+
+
 def _nodes(marks: Marks) -> list[tuple[Granularity, int, int]]:
     return [(g, layer, index) for g, mark in marks.items() for layer, index in mark.nonzero().tolist()]
 
@@ -234,6 +275,16 @@ def _each_without(marks: Marks, nodes: list[tuple[Granularity, int, int]]) -> di
 
 def _log_likely(logits: Float[Tensor, "n symbols"], answers: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     return logits.log_softmax(-1).gather(1, answers[:, None]).squeeze(1)
+
+
+LADDER: dict[str, Callable[[int], KnownModel]] = {
+    "planted": planted,
+    "one task": functools.partial(confined, Level(1, 3, 8)),
+    "two tasks": functools.partial(confined, Level(2, 3, 8, steps=3000)),
+    "three tasks": functools.partial(confined, Level(3, 4, 12, steps=5000)),
+    "deep": functools.partial(confined, Level(3, 5, 16, layers=4, steps=6000)),
+}
+"""Models from easy to hard, by their seed: more tasks at once, larger and deeper sets."""
 
 
 # --- how well a circuit was recovered -------------------------------------------------------------------------------------
