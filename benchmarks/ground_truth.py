@@ -22,7 +22,8 @@ from rich.console import Console
 
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.discovery import discover
-from circuitsieve.groundtruth import LADDER, recovered
+from circuitsieve.groundtruth import LADDER
+from circuitsieve.recovery import recovered
 
 METHODS = ("nested", "hard_concrete", "integrated_gradients", "attribution", "activation_difference", "random")
 SCORES = ("auroc", "average_precision", "precision", "recall")

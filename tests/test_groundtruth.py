@@ -13,7 +13,8 @@ from circuitsieve.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.discovery import discover
 from circuitsieve.evaluation import EvaluationConfig, evaluate
-from circuitsieve.groundtruth import KnownModel, Level, auroc, average_precision, confined, planted, recovered
+from circuitsieve.groundtruth import KnownModel, Level, confined, planted
+from circuitsieve.recovery import auroc, average_precision, recovered
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Granularity
 

@@ -1,9 +1,9 @@
 """Small models whose circuits are known, head by head and neuron by neuron.
 
-A planted model is made by hand: all but a few nodes write nothing. A confined model (trained here, in a minute or two) does several
-tasks at once: each prompt holds a row of symbols and asks for one task, a random table of two of them. Each task is confined to a
-set of nodes that was drawn before training; sets overlap. While it is trained, four things are asked for at once, all under the
-ablation by which circuits are found, the activations of a corrupted prompt:
+A planted model is made by hand: all but a few nodes write nothing. A confined model (trained here, in a minute or two) does
+several tasks at once: each prompt holds a row of symbols and asks for one task, a random table of two of them. Each task is
+confined to a set of nodes that was drawn before training; sets overlap. While it is trained, four things are asked for at once, all
+under the ablation by which circuits are found, the activations of a corrupted prompt:
 
 - the full model gives the answer, and so does the set alone, with all else ablated: it is sufficient;
 - with the set ablated the answer is the corrupted prompt's: nothing else carries the task;
@@ -16,19 +16,17 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.data import Example, Pairs
 from circuitsieve.instrument import masked, record
 from circuitsieve.nodes import SiteMasks
 from circuitsieve.pairs import Pair
+from circuitsieve.recovery import Marks
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Granularity, Site, SiteKind
 
@@ -44,8 +42,6 @@ PRESS = 5.0
 NEEDED = 0.05
 """Nats: a node of the set whose ablation costs less does not count as known."""
 GRANULARITIES = (Granularity.HEAD, Granularity.MLP_NEURON)
-Marks = dict[Granularity, Bool[Tensor, "layers n"]]
-"""Nodes by granularity."""
 
 
 @dataclass(frozen=True)
@@ -285,43 +281,3 @@ LADDER: dict[str, Callable[[int], KnownModel]] = {
     "deep": functools.partial(confined, Level(3, 5, 16, layers=4, steps=6000)),
 }
 """Models from easy to hard, by their seed: more tasks at once, larger and deeper sets."""
-
-
-# --- how well a circuit was recovered -------------------------------------------------------------------------------------
-
-
-def recovered(circuit: Circuit, ranking: Ranking, truth: Marks) -> dict[str, dict[str, float]]:
-    """By granularity: precision and recall of a circuit, AUROC and average precision of its ranking.
-
-    The score of a head is the highest of its dims. AUROC flatters where few nodes are in the circuit; average precision does not.
-    """
-    scores = ranking.space.lifted(ranking.space.lowest(ranking.scores), truth)
-    found = {}
-    for granularity, mark in truth.items():
-        kept, known = circuit.masks[granularity], mark.flatten().numpy()
-        both = int((kept & mark).sum())
-        values = scores[granularity].flatten().double().numpy()
-        found[str(granularity)] = {
-            "precision": both / max(1, int(kept.sum())),
-            "recall": both / max(1, int(mark.sum())),
-            "auroc": auroc(values, known),
-            "average_precision": average_precision(values, known),
-        }
-    return found
-
-
-def auroc(scores: np.ndarray, known: np.ndarray) -> float:
-    """The chance that a known node scores higher than another one; ties count half."""
-    positive, negative = int(known.sum()), int((~known).sum())
-    if not positive or not negative:
-        return float("nan")
-    ranks = stats.rankdata(scores)
-    return float((ranks[known].sum() - positive * (positive + 1) / 2) / (positive * negative))
-
-
-def average_precision(scores: np.ndarray, known: np.ndarray) -> float:
-    """The mean over known nodes of the precision of a cut that just keeps them; what ties with them is kept, too."""
-    if not known.any():
-        return float("nan")
-    kept = np.array([(scores >= score) for score in scores[known]])
-    return float((kept[:, known].sum(1) / kept.sum(1)).mean())
