@@ -2,8 +2,8 @@
 
 A planted model is made by hand: all but a few nodes write nothing. A confined model (trained here, in a minute or two) does
 several tasks at once: each prompt holds a row of symbols and asks for one task, a random table of two of them. Each task is
-confined to a set of nodes that was drawn before training; sets overlap. While it is trained, four things are asked for at once, all
-under the ablation by which circuits are found, the activations of a corrupted prompt:
+confined to a set of nodes that was drawn before training; sets overlap. While it is trained, four things are asked for at once,
+all under the ablation by which circuits are found, the activations of a corrupted prompt:
 
 - the full model gives the answer, and so does the set alone, with all else ablated: it is sufficient;
 - with the set ablated the answer is the corrupted prompt's: nothing else carries the task;
