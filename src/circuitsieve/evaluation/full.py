@@ -23,7 +23,7 @@ from circuitsieve.evaluation.metrics import Summary
 from circuitsieve.evaluation.minimality import chosen_nodes, minimality, null_nodes
 from circuitsieve.evaluation.published import published
 from circuitsieve.evaluation.robustness import Origin, robustness, robustness_runs, transfer, transfer_runs
-from circuitsieve.evaluation.stability import RERUNS, stability
+from circuitsieve.evaluation.stability import BATCHES_OF_A_SEARCH, RERUNS, stability
 from circuitsieve.screening import check_fit
 from circuitsieve.subject import frozen
 
@@ -53,6 +53,8 @@ class Section:
     runs: Callable[[Evidence], int]
     """How many circuits it runs."""
     measure: Callable[[Evidence], Measured]
+    extra: Callable[[Evidence], float] = lambda _: 0.0
+    """What else it takes, in runs on the few pairs."""
 
 
 def _alone(name: str, measure: Callable[[Harness], Summary], runs: Callable[[Evidence], int]) -> Section:
@@ -104,7 +106,12 @@ SECTIONS = (
         lambda _: 0,
         lambda e: {"published": published(e.harness, None if e.origin is None else e.origin.task)},
     ),
-    Section(("stability",), lambda _: 2 * RERUNS + 1, lambda e: {"stability": stability(e.harness, e.pairs, e.config)}),
+    Section(
+        ("stability",),
+        lambda _: 2 * RERUNS + 1,
+        lambda e: {"stability": stability(e.harness, e.pairs, e.config)},
+        lambda e: 2 * RERUNS * BATCHES_OF_A_SEARCH / len(e.harness.few.batches),
+    ),
 )
 
 
@@ -150,7 +157,8 @@ def evaluate_fully(
         missing = [section for section in SECTIONS if not set(section.names) <= found.keys()]
         ticker.total = sum(section.runs(evidence) for section in missing)
         if missing:
-            announce(ticker.total, ticker.total * harness.seconds_of_a_run())
+            extra = sum(section.extra(evidence) for section in missing)
+            announce(ticker.total, (ticker.total + extra) * harness.seconds_of_a_run())
         for section in missing:
             for name, summary in section.measure(evidence).items():
                 found[name] = {"values": summary.values, "intervals": summary.intervals, "reasons": summary.reasons}

@@ -27,6 +27,8 @@ RERUNS = 2
 """With other seeds, and as many on resampled pairs."""
 STEPS = 150
 """Of a rerun, at most."""
+BATCHES_OF_A_SEARCH = 4 * STEPS
+"""About as many batches run forward take as long as a rerun: steps go back as well, and there are looks and a final cut."""
 COMPARED = (Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK, Granularity.HEAD, *UNIT_GRANULARITIES)
 
 
