@@ -48,11 +48,15 @@ def other_ablations(harness: Harness, examples: Sequence[Example], train: Sequen
     return Summary(found, intervals, reasons)
 
 
+def rankable(harness: Harness, pairs: Pairs) -> bool:
+    """Whether there is something to rank heads and MLPs by, and a size to cut them at."""
+    return bool(pairs.train and pairs.validation) and 0 < harness.circuit.share("parameters") < 1
+
+
 def head_level(harness: Harness, pairs: Pairs) -> Summary:
     """A circuit of whole heads and MLPs with as many parameters, ranked by integrated gradients."""
     circuit, share = harness.circuit, harness.circuit.share("parameters")
-    harness.tick("heads and MLPs")
-    if not pairs.train or not pairs.validation or not 0 < share < 1:
+    if not rankable(harness, pairs):
         reason = "ranking heads and MLPs needs training pairs, and a circuit that is neither empty nor whole"
         return Summary({"kl": None}, {}, {"kl": reason})
     config = DiscoveryConfig(

@@ -13,7 +13,7 @@ from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
 from circuitsieve.evaluation.agreement import equivalence, independence
-from circuitsieve.evaluation.alternatives import OTHERS, head_level, other_ablations
+from circuitsieve.evaluation.alternatives import OTHERS, head_level, other_ablations, rankable
 from circuitsieve.evaluation.areas import SIZES, areas
 from circuitsieve.evaluation.card import Ticker, fitting
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness, Progress
@@ -23,7 +23,7 @@ from circuitsieve.evaluation.metrics import Summary
 from circuitsieve.evaluation.minimality import chosen_nodes, minimality, null_nodes
 from circuitsieve.evaluation.published import published
 from circuitsieve.evaluation.robustness import Origin, robustness, robustness_runs, transfer, transfer_runs
-from circuitsieve.evaluation.stability import BATCHES_OF_A_SEARCH, RERUNS, stability
+from circuitsieve.evaluation.stability import BATCHES_OF_A_SEARCH, reruns, stability
 from circuitsieve.screening import check_fit
 from circuitsieve.subject import frozen
 
@@ -94,7 +94,11 @@ SECTIONS = (
         lambda _: len(OTHERS),
         lambda e: {"other_ablations": other_ablations(e.harness, e.pairs.test, e.pairs.train)},
     ),
-    Section(("head_level",), lambda _: 2, lambda e: {"head_level": head_level(e.harness, e.pairs)}),
+    Section(
+        ("head_level",),
+        lambda e: rankable(e.harness, e.pairs),
+        lambda e: {"head_level": head_level(e.harness, e.pairs)},
+    ),
     Section(
         ("robustness",),
         lambda e: robustness_runs(e.origin),
@@ -108,9 +112,9 @@ SECTIONS = (
     ),
     Section(
         ("stability",),
-        lambda _: 2 * RERUNS + 1,
+        lambda e: reruns(e.pairs, e.config) + bool(reruns(e.pairs, e.config)),
         lambda e: {"stability": stability(e.harness, e.pairs, e.config)},
-        lambda e: 2 * RERUNS * BATCHES_OF_A_SEARCH / len(e.harness.few.batches),
+        lambda e: reruns(e.pairs, e.config) * BATCHES_OF_A_SEARCH / len(e.harness.few.batches),
     ),
 )
 

@@ -32,9 +32,14 @@ BATCHES_OF_A_SEARCH = 4 * STEPS
 COMPARED = (Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK, Granularity.HEAD, *UNIT_GRANULARITIES)
 
 
+def reruns(pairs: Pairs, config: DiscoveryConfig | None) -> int:
+    """How many searches there will be: none without settings or pairs."""
+    return 2 * RERUNS if config is not None and pairs.train and pairs.validation else 0
+
+
 def stability(harness: Harness, pairs: Pairs, config: DiscoveryConfig | None) -> Summary:
     """Repeat the search and compare what it finds; a unit of the consensus is kept by more than half of the reruns."""
-    if config is None or not pairs.train or not pairs.validation:
+    if config is None or not reruns(pairs, config):
         return Summary({"reruns": None}, {}, {"reruns": "repeating the search needs its settings and its pairs"})
     seeds = [config.seed + 1 + i for i in range(RERUNS)]
     steps = min(config.steps, STEPS)
