@@ -271,7 +271,7 @@ def test_help(called, command):
 
 def test_tasks_are_listed(called):
     known = document(called("tasks", "--json"))
-    assert known["ioi"]["options"].keys() == {"corruption", "split_names", "split_templates"}
+    assert known["ioi"]["options"].keys() == {"corruption", "split_names", "split_templates", "sentences"}
     assert all(name in called("tasks").out for name in known)
 
 

@@ -110,7 +110,10 @@ def test_unknown_task(discover):
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
-        ("colour=red", "option of task ioi: found 'colour', expected one of corruption, split_names, split_templates"),
+        (
+            "colour=red",
+            "option of task ioi: found 'colour', expected one of corruption, split_names, split_templates, sentences",
+        ),
         (
             "corruption=fip",
             "option corruption of task ioi: found 'fip', expected one of abc, flip; did you mean 'flip'?",

@@ -347,7 +347,7 @@ def test_options_are_for_built_in_tasks():
     for options, sentence in (
         (
             {"colour": "red"},
-            "option of task ioi: found 'colour', expected one of corruption, split_names, split_templates",
+            "option of task ioi: found 'colour', expected one of corruption, split_names, split_templates, sentences",
         ),
         (
             {"corruption": "fip"},

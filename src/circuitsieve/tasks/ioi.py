@@ -58,11 +58,11 @@ At first {A} and {B} were strangers at the {place}, but {S2} promised a {object}
 """.strip().splitlines()
 
 _OTHER_SENTENCES = """
-Before {A} and {B} left the {place}, {S2} passed a {object} to
-Years after {A} and {B} first met at the {place}, {S2} mailed a {object} to
-Since {A} and {B} liked the {place}, {S2} offered a {object} to
-Once {A} and {B} had arrived at the {place}, {S2} showed a {object} to
-While {A} and {B} were cleaning the {place}, {S2} returned a {object} to
+They say that {A} and {B} worked at the {place}, and that {S2} gave a {object} to
+As {A} and {B} came from the {place}, {S2} sent a {object} to
+Perhaps {A} and {B} met at the {place} on Sunday, and {S2} promised a {object} to
+One night {A} and {B} were near the {place}, but {S2} had handed a {object} to
+The year that {A} and {B} worked in the {place}, {S2} lent a {object} to
 """.strip().splitlines()
 """Sentences that no circuit has seen, for what it does on other texts."""
 
