@@ -75,4 +75,4 @@ class RichReporter:
         if bar not in self._bars:
             self.progress.start()
             self._bars[bar] = self.progress.add_task(bar, total=total, facts=facts)
-        self.progress.update(self._bars[bar], completed=done, facts=facts)
+        self.progress.update(self._bars[bar], completed=done, total=total, facts=facts)
