@@ -64,6 +64,7 @@ def arguments() -> argparse.Namespace:
     page = commands.add_parser("page", help="write the tables")
     page.add_argument("results", nargs="+", type=Path)
     page.add_argument("--out", type=Path, required=True)
+    page.add_argument("--remark", default="", help="a paragraph for the end of the introduction")
     return parser.parse_args()
 
 
@@ -94,7 +95,7 @@ PAGE = """# Quality: every method at equal size
 Medians over {seeds} seeds (the lowest and the highest in brackets); each seed draws other words, other pairs and another search.
 All figures but those on training pairs are of test pairs, whose words stand in no training or validation pair. Size is the kept
 share of the read-site units; all methods rank the same nodes, with the same baselines, through the same masks, and are cut at
-exactly the same sizes. Seconds are those of the search (a method that does not learn is run once for all sizes).
+exactly the same sizes. Seconds are those of the search (a method that does not learn is run once for all sizes). {remark}
 
 {tables}
 Written by `{command}`, from the results of
@@ -102,7 +103,7 @@ Written by `{command}`, from the results of
 """
 
 
-def page(files: Iterable[Path], command: str) -> str:
+def page(files: Iterable[Path], command: str, remark: str) -> str:
     """The page of some files of results."""
     results = [json.loads(path.read_text()) for path in files]
     tables, seeds = [], set()
@@ -114,7 +115,7 @@ def page(files: Iterable[Path], command: str) -> str:
             heading = f"## {result['model']}, {task}\n\nAccuracy of the full model: {full:.3f}.\n\n"
             tables.append(f"{heading}{table(points)}\n{where(found['units by layer'])}")
     commands = "\n".join(f"- `{result['command']}` (commit {result['commit']})" for result in results)
-    return PAGE.format(seeds=len(seeds), tables="\n".join(tables), command=command, commands=commands)
+    return PAGE.format(seeds=len(seeds), tables="\n".join(tables), command=command, commands=commands, remark=remark)
 
 
 def table(points: Points) -> str:
@@ -167,7 +168,7 @@ def main() -> None:
     if options.command == "measure":
         options.out.write_text(json.dumps(measure(options), indent=1) + "\n")
     else:
-        options.out.write_text(page(options.results, surroundings()["command"]))
+        options.out.write_text(page(options.results, surroundings()["command"], options.remark))
 
 
 if __name__ == "__main__":
