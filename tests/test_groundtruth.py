@@ -18,7 +18,7 @@ from circuitsieve.recovery import auroc, average_precision, recovered
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Granularity
 
-LEVEL = Level(tasks=2, heads=2, neurons=5, layers=2, steps=700)
+LEVEL = Level(tasks=2, heads=2, neurons=5, layers=2, steps=650)
 G = Granularity
 
 

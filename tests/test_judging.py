@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from circuitsieve import judging
-from circuitsieve.evaluation import EvaluationConfig
+from circuitsieve.evaluation import EvaluationConfig, stability
 from circuitsieve.evaluation.full import SECTIONS
 from circuitsieve.judging import evaluate_run
 from circuitsieve.runs import RunFolder
@@ -38,6 +38,12 @@ class Listener:
 
     def evaluation(self, what: str, *_: int) -> None:
         self.ran += [what] if what != "done" else []
+
+
+@pytest.fixture(autouse=True)
+def short_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is repeated is not what these tests are about."""
+    monkeypatch.setattr(stability, "STEPS", 6)
 
 
 @pytest.fixture

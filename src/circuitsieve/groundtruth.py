@@ -264,8 +264,10 @@ def _nodes(marks: Marks) -> list[tuple[Granularity, int, int]]:
 def _each_without(marks: Marks, nodes: list[tuple[Granularity, int, int]]) -> dict[Granularity, Tensor]:
     """For each example, the marks without one node: [layers, examples, 1, n]."""
     found = {g: mark[:, None, None].repeat(1, len(nodes), 1, 1) for g, mark in marks.items()}
-    for example, (granularity, layer, index) in enumerate(nodes):
-        found[granularity][layer, example, 0, index] = False
+    for granularity, mask in found.items():
+        places = [(layer, i, index) for i, (g, layer, index) in enumerate(nodes) if g is granularity]
+        layers, examples, indices = torch.tensor(places, dtype=torch.long).view(-1, 3).unbind(1)
+        mask[layers, examples, 0, indices] = False
     return found
 
 
