@@ -102,9 +102,11 @@ def test_a_search_that_has_settled_ends_with_the_same_circuit(planted: GPT2LMHea
     assert len(found.history) < 450
     assert found.check.step <= len(found.history)
     assert (kept(found, Granularity.HEAD), kept(found, Granularity.MLP_NEURON)) == (HEADS, NEURONS)
-    short = CONFIG.replaced(method=method, steps=240, ranking_share=0.1)
-    whole = discover(planted, PAIRS, short.replaced(early_stopping="off"))
-    assert len(whole.history) == 240
+
+
+def test_a_search_goes_on_to_its_last_step_when_asked(planted: GPT2LMHeadModel) -> None:
+    config = CONFIG.replaced(method="nested", steps=500, ranking_share=0.5, early_stopping="off")
+    assert len(discover(planted, PAIRS, config).history) == 500
 
 
 def test_the_same_seed_gives_the_same_masks_and_the_model_is_left_alone(planted: GPT2LMHeadModel) -> None:
