@@ -4,13 +4,17 @@
 
 Trains the models of `circuitsieve.groundtruth` (a minute or two each on two cores), searches the circuit of each of their tasks
 by each method with its defaults, and compares it with what is known. Prints a table (means over tasks and seeds, the lowest in
-brackets), writes JSON with the machine, the versions and the command, and replaces the tables of the page.
+brackets), writes JSON with the machine, the versions and the command, and replaces the tables of the page. Each model is trained
+and searched on one thread; `--jobs` of them run at a time.
 """
 
 import argparse
+import itertools
 import json
 import math
+import multiprocessing
 import statistics
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from surroundings import surroundings
 
 # isort: split
 
+import torch
 from rich.console import Console
 
 from circuitsieve.config import DiscoveryConfig
@@ -38,6 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--max-kl", type=float, default=0.1)
+    parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--page", type=Path)
     return parser.parse_args()
@@ -83,12 +89,18 @@ def tables(rows: Rows) -> str:
 
 def main() -> None:
     """Train, search, compare; results are written after each model."""
-    options, rows = arguments(), []
-    for level in options.levels:
-        for seed in options.seeds:
-            rows += measured(options, level, seed)
+    options = arguments()
+    models = list(itertools.product(options.levels, options.seeds))
+    found: dict[tuple[str, int], Rows] = {}
+    # Spawned, not forked: a forked child hangs in the threads of its parent's torch.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context, torch.set_num_threads, (1,)) as pool:
+        jobs: dict[Future[Rows], tuple[str, int]] = {pool.submit(measured, options, *model): model for model in models}
+        for job in as_completed(jobs):
+            found[jobs[job]] = job.result()
+            rows = [row for model in models for row in found.get(model, ())]
             options.out.write_text(json.dumps({**surroundings(), "rows": rows}, indent=1) + "\n")
-            Console(stderr=True).print(f"{level}, seed {seed}: done")
+            Console(stderr=True).print(f"{jobs[job][0]}, seed {jobs[job][1]}: done")
     text = tables(rows)
     Console().print(text, highlight=False, soft_wrap=True)
     if options.page:
