@@ -14,6 +14,7 @@ from by_hand import by_hand, plain_logits
 from circuitsieve.ablations import constants
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.data import Example, Pairs, batches
+from circuitsieve.errors import ConfigError
 from circuitsieve.evaluation import EvaluationConfig, minimality
 from circuitsieve.evaluation.areas import SIZES, cmd, cpr
 from circuitsieve.evaluation.controls import anywhere, kept, matched_random, some_of, whole, without
@@ -228,6 +229,12 @@ def test_a_node_is_needed_where_it_does_more_than_most_nodes_outside_would(monke
                 p_values.append(beats_most(sum(effect > null for null in nulls), len(nulls)))
     assert len(p_values) == found["compared"] >= 5
     assert found["needed"] == np.mean(np.array(corrected(p_values)) < 0.05)
+
+
+@pytest.mark.parametrize("name", ["random_circuits", "tested_circuits", "subsets"])
+def test_a_full_card_needs_controls(name: str):
+    with pytest.raises(ConfigError, match=f"{name}: found 0, expected at least 1"):
+        evaluate_fully(MODEL, circuit_of(1), PAIRS, config=replace(CONFIG, **{name: 0}))
 
 
 def test_equivalence_and_independence_are_tests_of_the_scores_of_all_pairs(card: dict):

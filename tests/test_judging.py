@@ -1,6 +1,7 @@
 """What is remembered of an evaluation, and when it no longer counts."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from circuitsieve import judging
-from circuitsieve.evaluation import EvaluationConfig, stability
+from circuitsieve.errors import DataError, RunError
+from circuitsieve.evaluation import EvaluationConfig, robustness, stability
 from circuitsieve.evaluation.full import SECTIONS
 from circuitsieve.judging import evaluate_run
+from circuitsieve.loaders import TaskOptions
 from circuitsieve.runs import RunFolder
 from tiny import name_pairs, write_jsonl
 from tiny_cli import call
@@ -156,6 +159,35 @@ def test_a_run_that_was_made_in_python_is_judged_in_full(run: Path):
     card, _ = judge(run, full=True)
     assert card["robustness"].keys() == {"unchanged", "typos", "distractors"}
     assert card["published"]["jaccard"] is None
+
+
+@pytest.mark.parametrize(("fact", "value"), [("seed", "one"), ("options", ["a"]), ("chat", 3)])
+def test_a_config_that_was_edited_by_hand_is_one_clear_line(run: Path, fact: str, value: object):
+    config = json.loads((run / "config.json").read_text())
+    config["data"] |= {"task": "ioi", fact: value}
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunError, match=rf"config.json: found .*data.{fact} {re.escape(repr(value))}.*expected"):
+        judge(run, full=True)
+
+
+def test_pairs_told_otherwise_are_asked_in_the_form_of_the_run(run: Path, monkeypatch: pytest.MonkeyPatch):
+    config = json.loads((run / "config.json").read_text())
+    config["data"] |= {"task": "ioi", "seed": 5, "options": {"names": "shared"}, "chat": "Go on:"}
+    (run / "config.json").write_text(json.dumps(config))
+    asked: list[tuple[str, TaskOptions]] = []
+
+    def load(task: str, _: object, request: TaskOptions) -> None:
+        asked.append((task, request))
+        raise DataError("enough")
+
+    monkeypatch.setattr(robustness, "load_task", load)
+    judge(run, full=True)
+    own, others = [r for t, r in asked if t == "ioi"], [r for t, r in asked if t != "ioi"]
+    assert own != []
+    assert others != []
+    assert all((request.seed, request.chat) == (5, "Go on:") for _, request in asked)
+    assert all(request.options["names"] == "shared" for request in own)
+    assert all(request.options == {} for request in others)
 
 
 def test_the_command_line_shows_what_the_full_card_says(

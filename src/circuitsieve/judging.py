@@ -162,9 +162,15 @@ def _fully(
 def _origin(folder: RunFolder, loaded: LoadedModel) -> Origin:
     """Where the pairs of a run come from; one that was made in Python does not say it."""
     about = folder.look_up("config.json", "data")
-    if not isinstance(about.get("task"), str):
+    if not isinstance(about, dict) or not isinstance(task := about.get("task"), str):
         return Origin(loaded.tokenizer)
-    return Origin(loaded.tokenizer, about["task"], TaskOptions(seed=about["seed"], options=about["options"]))
+    seed, options, chat = (folder.look_up("config.json", "data", fact) for fact in ("seed", "options", "chat"))
+    if not (isinstance(seed, int) and isinstance(options, dict) and isinstance(chat, str | None)):
+        raise RunError(
+            f"{folder.path / 'config.json'}: found data.seed {seed!r}, data.options {options!r} and data.chat {chat!r}, expected "
+            "a whole number, named options, and a text or null, as they were written"
+        )
+    return Origin(loaded.tokenizer, task, TaskOptions(seed=seed, options=options, chat=chat))
 
 
 def _minutes(seconds: float) -> str:

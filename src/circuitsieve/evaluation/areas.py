@@ -11,7 +11,7 @@ from scipy.integrate import trapezoid
 
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.evaluation.harness import Harness
-from circuitsieve.evaluation.metrics import Summary, Values, interval
+from circuitsieve.evaluation.metrics import Summary, Values, interval, point_values
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Kept shares of the scored units."""
@@ -42,9 +42,10 @@ def areas(harness: Harness, ranking: Ranking) -> dict[str, Summary]:
         masks = ranking.cut(ranking.threshold_at(size)) if size < 1 else ranking.space.full()
         cut = Circuit(ranking.space, masks, harness.circuit.ablation, harness.circuit.constants)
         found.append(harness.run(cut, harness.all, "ranking"))
-    full, empty = (outcome.values["metric"] for outcome in (harness.all.anchors.full, harness.all.anchors.empty))
-    curve = [harness.all.summary(outcome).values["faithfulness"] for outcome in found]
-    if None in curve:
+    anchors = harness.all.anchors
+    full, empty = (outcome.values["metric"] for outcome in (anchors.full, anchors.empty))
+    curve = [point_values(outcome, anchors)["faithfulness"] for outcome in found]
+    if not anchors.differ:
         reason = harness.all.summary(found[0]).reasons["faithfulness"]
         return {name: Summary({"area": None}, {}, {"area": reason}) for name in ("cpr", "cmd")}
     samples = [outcome.values["metric"] for outcome in found]

@@ -12,6 +12,7 @@ from torch import nn
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
+from circuitsieve.errors import ConfigError
 from circuitsieve.evaluation.agreement import equivalence, independence
 from circuitsieve.evaluation.alternatives import OTHERS, head_level, other_ablations, rankable
 from circuitsieve.evaluation.areas import SIZES, areas
@@ -150,7 +151,14 @@ def evaluate_fully(
 
     Returns:
         The sections by name; with `intervals`, `reasons` and `verdicts` by the same names.
+
+    Raises:
+        DataError: the pairs do not fit the model.
+        ConfigError: there would be no controls at all.
     """
+    for name in ("random_circuits", "tested_circuits", "subsets"):
+        if (count := getattr(config, name)) < 1:
+            raise ConfigError(f"{name}: found {count}, expected at least 1 for the full card")
     subject = fitting(model, circuit)
     check_fit(subject.model, pairs.test)
     found = dict(known or {})

@@ -11,7 +11,7 @@ import torch
 from circuitsieve.ablations import with_counterfactuals
 from circuitsieve.circuit import Circuit
 from circuitsieve.data import Example, PairBatch, batches
-from circuitsieve.evaluation.metrics import Anchors, Outcome, Summary, run_anchors, run_circuit, summarise
+from circuitsieve.evaluation.metrics import Anchors, Outcome, Summary, point_values, run_anchors, run_circuit, summarise
 from circuitsieve.references import References
 from circuitsieve.store import Store
 from circuitsieve.subject import Subject
@@ -116,16 +116,16 @@ class Harness:
 
     def spread(self, outcomes: Sequence[Outcome]) -> Summary:
         """Means over circuits on the few pairs; the intervals are where 95 % of the circuits lie."""
-        each = [self.few.summary(outcome) for outcome in outcomes]
+        each = [point_values(outcome, self.few.anchors) for outcome in outcomes]
         values: dict[str, int | float | None] = {}
         intervals: dict[str, tuple[float, float] | None] = {}
-        for name in each[0].values:
-            known = [value for summary in each if (value := summary.values[name]) is not None]
+        for name in each[0]:
+            known = [value for one in each if (value := one[name]) is not None]
             values[name] = float(np.mean(known)) if known else None
             intervals[name] = (float(np.percentile(known, 2.5)), float(np.percentile(known, 97.5))) if known else None
         del intervals["n"]
         counts = {"n": len(outcomes[0]), "circuits": len(outcomes)}
-        return Summary({**values, **counts}, intervals, each[0].reasons)
+        return Summary({**values, **counts}, intervals, self.few.summary(outcomes[0]).reasons)
 
 
 def _spread(bench: Sequence[PairBatch], n: int) -> list[PairBatch]:

@@ -4,6 +4,7 @@ Means are over pairs; the definitions of the per-pair values are in `objective`.
 averaging, (m(C) - m(empty)) / (m(full) - m(empty)), m = logit difference.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,12 @@ class Anchors:
     full: Outcome
     empty: Outcome
 
+    @functools.cached_property
+    def differ(self) -> bool:
+        """Whether the full model's metric can be told from the empty circuit's: else there is nothing to be faithful to."""
+        reachable = interval([self.full.values["metric"] - self.empty.values["metric"]], _mean, 0)
+        return reachable is not None and not reachable[0] <= 0 <= reachable[1]
+
 
 def run_circuit(circuit: Circuit, references: References, batches: Sequence[PairBatch]) -> Outcome:
     """Run a circuit on every pair."""
@@ -96,38 +103,47 @@ class Summary:
         return float("nan") if value is None else float(value)
 
 
-def summarise(outcome: Outcome, anchors: Anchors, seed: int = 0) -> Summary:
-    """Means, the 95th percentile of the KL and faithfulness, each with its interval."""
-    means = [*MEANS, *(name for name in WHERE_NAMED if np.isfinite(outcome.values[name]).all())]
-    values: dict[str, int | float | None] = {name: outcome.mean(name) for name in means}
+def point_values(outcome: Outcome, anchors: Anchors) -> dict[str, int | float | None]:
+    """Means, the 95th percentile of the KL and faithfulness, without their intervals."""
+    values: dict[str, int | float | None] = {name: outcome.mean(name) for name in _means(outcome)}
     values["kl_p95"] = float(np.percentile(outcome.values["kl"], 95))
     values["n"] = len(outcome)
-    intervals = {name: interval([outcome.values[name]], _mean, seed) for name in means}
+    values["faithfulness"] = float(_ratio(*_metrics(outcome, anchors))) if anchors.differ else None
+    return values
+
+
+def summarise(outcome: Outcome, anchors: Anchors, seed: int = 0) -> Summary:
+    """The same, each with its interval."""
+    values = point_values(outcome, anchors)
+    intervals = {name: interval([outcome.values[name]], _mean, seed) for name in _means(outcome)}
     intervals["kl_p95"] = interval([outcome.values["kl"]], _p95, seed)
-    values["faithfulness"], intervals["faithfulness"], reason = _faithfulness(outcome, anchors, seed)
-    reasons = {"faithfulness": reason} if reason else {}
+    intervals["faithfulness"] = interval(_metrics(outcome, anchors), _ratio, seed) if anchors.differ else None
+    reasons = (
+        {}
+        if anchors.differ
+        else {"faithfulness": "the full model is not distinguishable from the empty circuit on these pairs"}
+    )
     if len(outcome) < 2:
         reasons["intervals"] = "an interval needs two pairs"
-    elif values["faithfulness"] is not None and intervals["faithfulness"] is None:
+    elif anchors.differ and intervals["faithfulness"] is None:
         reasons["intervals"] = (
             "in some resamples the full model equals the empty circuit, so faithfulness has no interval"
         )
     return Summary(values, intervals, reasons)
 
 
-def _faithfulness(
-    outcome: Outcome, anchors: Anchors, seed: int
-) -> tuple[float | None, tuple[float, float] | None, str | None]:
-    circuit, full, empty = (o.values["metric"] for o in (outcome, anchors.full, anchors.empty))
-    reachable = interval([full, empty], lambda f, e, axis=-1: f.mean(axis) - e.mean(axis), seed)
-    if reachable is None or reachable[0] <= 0 <= reachable[1]:
-        return None, None, "the full model is not distinguishable from the empty circuit on these pairs"
+def _means(outcome: Outcome) -> list[str]:
+    return [*MEANS, *(name for name in WHERE_NAMED if np.isfinite(outcome.values[name]).all())]
 
-    def ratio(c: Values, f: Values, e: Values, axis: int = -1) -> Values | np.float64:
-        gained: Values | np.float64 = (c.mean(axis) - e.mean(axis)) / (f.mean(axis) - e.mean(axis))
-        return gained
 
-    return float(ratio(circuit, full, empty)), interval([circuit, full, empty], ratio, seed), None
+def _metrics(outcome: Outcome, anchors: Anchors) -> tuple[Values, Values, Values]:
+    """What faithfulness is the ratio of: the metric of the circuit, the full model and the empty circuit."""
+    return outcome.values["metric"], anchors.full.values["metric"], anchors.empty.values["metric"]
+
+
+def _ratio(circuit: Values, full: Values, empty: Values, axis: int = -1) -> Values | np.float64:
+    gained: Values | np.float64 = (circuit.mean(axis) - empty.mean(axis)) / (full.mean(axis) - empty.mean(axis))
+    return gained
 
 
 def interval(

@@ -6,7 +6,7 @@ circuit that does as badly has not.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -96,9 +96,7 @@ def _told_otherwise(origin: Origin) -> Mapping[str, Mapping[str, str]]:
 
 def _pairs_of(task: str, origin: Origin, options: Mapping[str, str]) -> Sequence[Example]:
     own = origin.options.options if task == origin.task else {}
-    request = TaskOptions(
-        train=SPARE, validation=SPARE, test=PAIRS, seed=origin.options.seed, options={**own, **options}
-    )
+    request = replace(origin.options, train=SPARE, validation=SPARE, test=PAIRS, options={**own, **options})
     return load_task(task, origin.tokenizer, request).test
 
 
