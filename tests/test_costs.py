@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 
+import pytest
 import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from circuitsieve.architectures import Projection
-from circuitsieve.costs import ParameterCount, parameters
+from circuitsieve.circuit import Circuit
+from circuitsieve.costs import ParameterCount, parameters, soft_share
 from circuitsieve.instrument import masked
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Granularity, SiteKind
@@ -99,6 +101,24 @@ def test_count_equals_surgery(subject: Subject):
     assert len(set(counted)) > 3
     assert parameters(subject.space, {}) == ParameterCount(total(subject), total(subject))
     assert parameters(subject.space, subject.space.full(False)).kept == 0
+
+
+def test_soft_shares_meet_the_exact_ones_and_never_fall(subject: Subject):
+    space = subject.space
+    for seed in range(4):
+        leaves = {g: random_masks(space, seed)[g].float() for g in (G.HEAD_DIM, G.MLP_NEURON)}
+        if seed % 2:  # out dims, too
+            leaves |= {g: random_masks(space, seed)[g].float() for g in (G.ATTN_OUT_DIM, G.MLP_OUT_DIM)}
+        circuit = Circuit(space, {g: mask.bool() for g, mask in leaves.items()})
+        closed = {g: leaves[g] * circuit.masks[g] for g in leaves}  # what clean-up closes counts for nothing
+        for measure in ("units", "parameters"):
+            exact = circuit.share(measure)
+            assert float(soft_share(space, closed, measure)) == pytest.approx(exact, rel=1e-6)
+        soft = {g: (0.2 + 0.6 * mask).requires_grad_() for g, mask in leaves.items()}
+        for measure in ("units", "parameters"):
+            found = torch.autograd.grad(soft_share(space, soft, measure), list(soft.values()), materialize_grads=True)
+            assert all((gradient >= 0).all() for gradient in found)
+            assert found[0].sum() > 0
 
 
 @each_family

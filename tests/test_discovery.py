@@ -204,6 +204,23 @@ def test_a_ranking_starts_with_what_writes_above_what_writes_nothing(planted: GP
     assert min(writing) > max(nothing)
 
 
+@pytest.mark.parametrize("measure", ["units", "parameters"])
+def test_masks_are_drawn_by_the_measure_that_the_size_is_asked_for_in(planted: GPT2LMHeadModel, measure: str) -> None:
+    """Sharp masks against the exact count of the circuit that they come to."""
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(method="nested", size=0.3, size_by=measure))
+    ranked = RankingPhase(problem)
+    with torch.no_grad():
+        for score in ranked.nested.score.values():
+            score.normal_(0, 3, generator=torch.Generator().manual_seed(0))
+        drawn = ranked.nested.draw(0.3, 1e-6)
+    circuit = Circuit(problem.space, {g: mask > 0.5 for g, mask in drawn.items()})
+    assert circuit.share(measure) == pytest.approx(0.3, abs=0.02)
+    assert float(problem.drawn_size(drawn)) == pytest.approx(0.3, rel=2e-3)
+    cut = Circuit(problem.space, Ranking(problem.space, ranked.leaves(0.3)).cut(0.0))
+    assert 0.28 < cut.share(measure) <= 0.3
+    assert abs(cut.share("units") - cut.share("parameters")) > 0.03
+
+
 @pytest.mark.parametrize("method", ["hard_concrete", "nested"])
 def test_phases_share_the_steps_and_begin_where_the_ranking_ended(planted: GPT2LMHeadModel, method: str) -> None:
     config = CONFIG.replaced(method=method, steps=50, ranking_share=0.3)

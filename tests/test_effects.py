@@ -1,5 +1,8 @@
 """Effects of single nodes, against finite differences of one mask at a time; masks of single examples."""
 
+import itertools
+import math
+
 import pytest
 import torch
 
@@ -94,3 +97,20 @@ def test_log_scores_keep_the_order_and_stay_finite():
     assert neurons[0, :3].max() < neurons.flatten()[3:].min()
     nothing = {G.HEAD: torch.zeros(LAYERS, 4)}
     assert torch.equal(effects.log_scores(nothing)[G.HEAD], nothing[G.HEAD])
+
+
+def test_log_prices_are_told_from_their_mean_and_what_is_free_stays_where_it_is():
+    found = effects.log_prices({G.MLP_NEURON: torch.tensor([[1.0, 4.0]]), G.ATTN_OUT_DIM: torch.zeros(1, 3)})
+    torch.testing.assert_close(found[G.MLP_NEURON], torch.tensor([[-math.log(2), math.log(2)]]))
+    assert torch.equal(found[G.ATTN_OUT_DIM], torch.zeros(1, 3))
+
+
+def test_a_head_that_is_searched_whole_has_the_sum_over_its_dims():
+    subject = shared("gpt2")
+    leaves = {g: torch.rand(subject.space.shape(g)) for g in (G.HEAD_DIM, G.MLP_NEURON)}
+    found = effects.by_node(subject.space, (G.HEAD, G.MLP_NEURON), leaves)
+    assert torch.equal(found[G.MLP_NEURON], leaves[G.MLP_NEURON])
+    size = subject.space.head_dim
+    for layer, head in itertools.product(range(LAYERS), range(subject.space.heads)):
+        dims = leaves[G.HEAD_DIM][layer, head * size : (head + 1) * size]
+        assert float(found[G.HEAD][layer, head]) == pytest.approx(float(dims.sum()))

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.costs import soft_share
+from circuitsieve.masks import Masks
 from circuitsieve.nested import Nested
 from circuitsieve.nodes import NodeSpace
 from circuitsieve.subject import Subject
@@ -22,9 +24,20 @@ SEARCHED = [
 ]
 
 
-def nested_at_random(space: NodeSpace, granularities: tuple[Granularity, ...], seed: int = 0) -> Nested:
+def nested_at_random(
+    space: NodeSpace, granularities: tuple[Granularity, ...], seed: int = 0, measure: str = "units"
+) -> Nested:
     """Scores of the spread that learning ends with."""
-    nested = Nested({g: space.shape(g) for g in granularities}, space.summed, all_units=space.units, seed=seed)
+
+    def share(masks: Masks) -> torch.Tensor:
+        return soft_share(space, masks, measure)
+
+    nested = Nested(
+        {g: space.shape(g) for g in granularities},
+        space.summed,
+        share=share,
+        seed=seed,
+    )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for score in nested.score.values():
@@ -122,14 +135,54 @@ def test_the_ranking_cut_at_zero_keeps_so_many_units(subject: Subject, share: fl
     nested = nested_at_random(subject.space, SEARCHED[0])
     ranking = Ranking(subject.space, nested.ranking(share))
     kept = sum(int(mask.sum()) for mask in ranking.cut(0.0).values())
-    assert kept == round(share * subject.space.units)
+    assert kept == int(share * subject.space.units)
 
 
+@pytest.mark.parametrize("share", [0.15, 0.5, 0.9])
+def test_a_size_can_be_a_share_of_the_parameters(subject: Subject, share: float):
+    """Sharp masks against the exact count of a circuit; one unit more would be too much."""
+    space = subject.space
+    nested = nested_at_random(space, SEARCHED[0], measure="parameters")
+    leaves = nested.ranking(share)
+
+    def parameters(units: dict[Granularity, torch.Tensor]) -> float:
+        count = Circuit(space, {**space.full(), **units}).parameters
+        return count.kept / count.total
+
+    circuit = Ranking(space, leaves).cut(0.0)
+    assert parameters(circuit) <= share * (1 + 1e-6)
+    next_best = float(torch.cat([score[score <= 0] for score in leaves.values()]).max())
+    assert parameters(Ranking(space, leaves).cut(next_best - 1e-6)) > share
+    sharp = nested.draw(share, 1e-6)
+    assert sum(int((mask.cpu() > 0.5).ne(circuit[g]).sum()) for g, mask in sharp.items()) <= 1
+    soft = nested.draw(share, 1.0)
+    assert float(soft_share(space, soft, "parameters").detach()) == pytest.approx(share, rel=1e-4)
+
+
+def test_prices_are_what_a_unit_takes_of_the_size():
+    space = shared("gpt2").space
+    units, parameters = (nested_at_random(space, SEARCHED[0], measure=m).prices() for m in ("units", "parameters"))
+    for price in units.values():
+        torch.testing.assert_close(price, torch.full_like(price, 1 / space.units))
+    total = Circuit(space, {}).parameters.total
+    row, dims = space.width + 1, space.heads * space.head_dim
+    neuron = (
+        row + space.width + space.width / space.neurons
+    )  # what the bias of the block comes to for each of its neurons
+    torch.testing.assert_close(parameters[G.MLP_NEURON], torch.full((space.layers, space.neurons), neuron / total))
+    dim = 3 * row + space.width + space.width / dims  # Q, K, V and O
+    torch.testing.assert_close(parameters[G.HEAD_DIM], torch.full((space.layers, dims), dim / total))
+
+
+@pytest.mark.parametrize("measure", ["units", "parameters"])
 @pytest.mark.parametrize("granularities", SEARCHED, ids=len)
-def test_gradients_pass_through_the_threshold(granularities: tuple[Granularity, ...]):
+def test_gradients_pass_through_the_threshold(
+    granularities: tuple[Granularity, ...], measure: str, monkeypatch: pytest.MonkeyPatch
+):
     """float64, central differences of a random linear function of the masks, by every score."""
+    monkeypatch.setattr("circuitsieve.nested.BISECTIONS", 60)
     space = shared("llama").space
-    nested = nested_at_random(space, granularities, seed=1).double()
+    nested = nested_at_random(space, granularities, seed=1, measure=measure).double()
     weights = {g: torch.randn(space.shape(g), dtype=torch.float64) for g in space.summed(nested.scores())}
 
     def value() -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuitsieve.costs import ParameterCount, parameters
+from circuitsieve.costs import ParameterCount, parameters, share
 from circuitsieve.errors import ConfigError
 from circuitsieve.masks import BoolMasks, Scores, counts, cut, equal
 from circuitsieve.nodes import Activations, NodeSpace, SiteMasks
@@ -101,7 +101,7 @@ class Circuit:
         Args:
             measure: units (as `size`) or parameters.
         """
-        return _share(self.space, self.masks, measure)
+        return share(self.space, self.masks, measure)
 
     @property
     def counts(self) -> dict[Granularity, tuple[int, int]]:
@@ -142,19 +142,12 @@ class Ranking:
         return thresholds[bisect_left(thresholds, True, key=lambda t: self._share_at(t, measure) <= allowed)]
 
     def _share_at(self, threshold: float, measure: str) -> float:
-        return _share(self.space, {**self.space.full(), **self.cut(threshold)}, measure)
+        return share(self.space, {**self.space.full(), **self.cut(threshold)}, measure)
 
     def unit_scores(self) -> Float[Tensor, " units"]:
         """Scores of all head dims, then of all MLP neurons, layer by layer."""
         scores, always = self.space.lowest(self.scores), torch.tensor(torch.inf)
         return torch.cat([scores.get(g, always.expand(self.space.shape(g))).flatten() for g in UNIT_GRANULARITIES])
-
-
-def _share(space: NodeSpace, masks: BoolMasks, measure: str) -> float:
-    if measure == "units":
-        return space.size(masks)
-    count = parameters(space, masks)
-    return count.kept / count.total
 
 
 def clean_up(masks: BoolMasks, space: NodeSpace, ablation: Ablation) -> dict[Granularity, Bool[Tensor, "#layers _"]]:

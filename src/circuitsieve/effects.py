@@ -15,7 +15,7 @@ from torch import Tensor
 
 from circuitsieve.data import PairBatch
 from circuitsieve.masks import Masks
-from circuitsieve.nodes import chains
+from circuitsieve.nodes import NodeSpace, chains
 from circuitsieve.objective import log_probs
 from circuitsieve.problem import Problem
 from circuitsieve.subject import quick_attention
@@ -63,6 +63,13 @@ def log_scores(found: Effects) -> Effects:
     return {g: log - middle for g, log in logs.items()}
 
 
+def log_prices(prices: Effects) -> Effects:
+    """The logarithm of what each node costs over the geometric mean; 0 for what costs nothing."""
+    positive = torch.cat([price[price > 0] for price in prices.values()])
+    middle = positive.log().mean()
+    return {g: torch.where(price > 0, price.log() - middle, 0.0) for g, price in prices.items()}
+
+
 def _gradients(
     problem: Problem, batch: PairBatch, masks: Masks, generator: torch.Generator
 ) -> dict[Granularity, Float[Tensor, "#layers batch _"]]:
@@ -79,9 +86,17 @@ def _gradients(
         tokens = torch.multinomial(full.cpu(), 1, generator=generator).to(logits.device)
         said = log_probs(logits, candidates).gather(1, tokens).sum()
         gradients = dict(zip(each, torch.autograd.grad(said, list(each.values())), strict=True))
+    doubled = {leaf: gradient.double().squeeze(2) for leaf, gradient in gradients.items()}
+    return by_node(problem.space, problem.granularities, doubled)
+
+
+def by_node(
+    space: NodeSpace, granularities: Iterable[Granularity], leaves: Masks
+) -> dict[Granularity, Float[Tensor, "#layers ... _"]]:
+    """Sums over the leaves that a node of the finest granularities searched decides about."""
     found: dict[Granularity, Tensor] = {}
-    for leaf, node in finest(problem.granularities).items():
-        layers, n = problem.space.shape(node)
-        gradient = gradients[leaf].double().view(layers, len(batch), n, -1).sum(-1)
-        found[node] = found[node] + gradient if node in found else gradient
+    for leaf, node in finest(granularities).items():
+        layers, n = space.shape(node)
+        value = leaves[leaf].reshape(layers, *leaves[leaf].shape[1:-1], n, -1).sum(-1)
+        found[node] = found[node] + value if node in found else value
     return found

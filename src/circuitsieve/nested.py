@@ -1,9 +1,11 @@
 """Nested masks: one score per node, and from the same scores a mask of any size.
 
 A unit's score is the sum over the nodes that contain it. At size k its mask is `sigmoid((score - t) / T)`, with the threshold
-t for which the masks sum to k. Masks of one ranking are nested: what a small one keeps, every larger one keeps.
+t for which the masks keep the share k of the model, by whatever measure. Masks of one ranking are nested: what a small one
+keeps, every larger one keeps.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -13,8 +15,8 @@ from torch import Tensor, nn
 from circuitsieve.masks import Masks, Scores
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
 
-BISECTIONS = 60
-"""Halvings of the interval that the threshold lies in: from any scores to the last bits of float64."""
+BISECTIONS = 40
+"""Halvings of the interval that the threshold lies in: from scores of hundreds to beyond the last bits of float32."""
 REACH = 20.0
 """So many temperatures beyond the extreme scores a threshold is looked for: a mask there is 2e-9 from 0 or 1."""
 SMALLEST_START = 1e-3
@@ -23,6 +25,10 @@ SMALLEST_START = 1e-3
 Size = float | Float[Tensor, ""]
 Summed = Callable[[Scores], Scores]
 """From the scores of nodes to those of units and of what else has no children (`NodeSpace.summed`)."""
+Share = Callable[[Masks], Float[Tensor, ""]]
+"""What the masks of the nodes without children keep of the model (`costs.soft_share`)."""
+WHOLE = 1 + 1e-6
+"""A share may be passed by the rounding of float32."""
 
 
 class Nested(nn.Module):
@@ -33,7 +39,7 @@ class Nested(nn.Module):
         shapes: Mapping[Granularity, tuple[int, int]],
         summed: Summed,
         *,
-        all_units: int,
+        share: Share,
         seed: int,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -42,12 +48,12 @@ class Nested(nn.Module):
         Args:
             shapes: [layers, n] of each granularity.
             summed: adds up scores along the hierarchy.
-            all_units: the units of the whole model: what a size is a share of. Those without scores are always kept.
+            share: what a size means; it never falls when a mask rises. What has no scores is always kept.
             seed: of the start.
             device: where the scores live.
         """
         super().__init__()
-        self.summed, self.all_units = summed, all_units
+        self.summed, self.share = summed, share
         self._generator = torch.Generator().manual_seed(seed)
         self.score = nn.ParameterDict()
         for granularity, shape in shapes.items():
@@ -67,69 +73,77 @@ class Nested(nn.Module):
     def _nearly_equal(self, shape: Sequence[int]) -> Tensor:
         return SMALLEST_START * torch.randn(tuple(shape), generator=self._generator)
 
+    def prices(self) -> dict[Granularity, Float[Tensor, "#layers _"]]:
+        """What keeping a little more of each node without children adds to the size, where all masks are equal."""
+        scores = self.summed(self.scores())
+        return self._prices({g: torch.full_like(score, 0.5) for g, score in scores.items()})
+
     def draw(self, size: Size, temperature: float) -> Masks:
         """Masks of units (and out dims, where they have scores) at a size; differentiable. Never waits for the device.
 
         Args:
-            size: the share of all units that is kept: the masks of the units sum to it.
+            size: the share of the model that the masks keep.
             temperature: how soft they are, in units of the score.
         """
-        scores, units = self._units()
-        found = _bisected(units.detach(), self._kept(size, units), temperature)
-        threshold = _at_threshold(units, found, temperature)
-        return {g: torch.sigmoid((score - threshold) / temperature) for g, score in scores.items()}
+        scores = self.summed(self.scores())
+        with torch.no_grad():
+            found = self._bisected(scores, size, temperature)
+        threshold = self._at_threshold(scores, found, temperature)
+        return _soft(scores, threshold, temperature)
 
     @torch.no_grad()
     def ranking(self, size: Size, scores: Scores | None = None) -> dict[Granularity, Float[Tensor, "#layers _"]]:
-        """Summed scores on the CPU, shifted so that the cut at 0 has the size.
+        """Summed scores on the CPU, shifted so that the cut at 0 has the size, or is the largest below it.
 
         Args:
-            size: the share of all units that the cut keeps.
+            size: the share of the model that the cut keeps.
             scores: by granularity, not summed; its own where none are given.
         """
-        scores, units = self._units(scores)
-        threshold = _cut_between(units, self._kept(size, units))
-        return {g: (score - threshold).cpu() for g, score in scores.items()}
+        scores = {g: s.cpu() for g, s in self.summed(self.scores() if scores is None else scores).items()}
+        best = (
+            torch.cat([s.flatten() for g, s in scores.items() if g in UNIT_GRANULARITIES]).sort(descending=True).values
+        )
+        # Half way between the last score that is kept and the first that is not; 1 beyond the extreme where all are or none is.
+        bounded = torch.cat([best[:1] + 2, best, best[-1:] - 2])
+        thresholds = (bounded[:-1] + bounded[1:]) / 2
 
-    def _units(self, scores: Scores | None = None) -> tuple[Scores, Float[Tensor, " units"]]:
-        """Summed scores, and those of the units alone in one row."""
-        scores = self.summed(self.scores() if scores is None else scores)
-        return scores, torch.cat([score.flatten() for g, score in scores.items() if g in UNIT_GRANULARITIES])
+        def kept(count: int) -> float:
+            return float(self.share({g: (s > thresholds[count]).to(s) for g, s in scores.items()}))
 
-    def _kept(self, size: Size, units: Float[Tensor, " units"]) -> Float[Tensor, ""]:
-        """How many of the units with scores a size keeps."""
-        share = torch.as_tensor(size, dtype=units.dtype, device=units.device)
-        return (share * self.all_units - (self.all_units - len(units))).clamp(0, len(units))
+        count = max(0, bisect_right(range(len(thresholds)), float(size) * WHOLE, key=kept) - 1)
+        return {g: s - thresholds[count] for g, s in scores.items()}
+
+    def _bisected(self, scores: Scores, size: Size, temperature: float) -> Float[Tensor, ""]:
+        """Where soft masks keep the size."""
+        extremes = [torch.stack([score.min(), score.max()]) for score in scores.values()]
+        low = torch.stack(extremes).amin() - REACH * temperature
+        high = torch.stack(extremes).amax() + REACH * temperature
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            too_many = self.share({g: torch.sigmoid((s - middle) / temperature) for g, s in scores.items()}) > size
+            low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
+        return (low + high) / 2
+
+    def _at_threshold(self, scores: Scores, threshold: Float[Tensor, ""], temperature: float) -> Float[Tensor, ""]:
+        """The threshold, with its gradient.
+
+        share(sigmoid((s - t) / T)) = k defines t as a function of the scores; by the implicit-function theorem dt/ds_i =
+        w_i / sum of w, where w_i is the slope of the i-th mask times what it adds to the share.
+        """
+        masks = _soft({g: score.detach() for g, score in scores.items()}, threshold, temperature)
+        weights = {g: price * masks[g] * (1 - masks[g]) for g, price in self._prices(masks).items()}
+        total = torch.stack([weight.sum() for weight in weights.values()]).sum()
+        total = total.clamp_min(torch.finfo(total.dtype).tiny)
+        moved = [(weight / total * (scores[g] - scores[g].detach())).sum() for g, weight in weights.items()]
+        return threshold + torch.stack(moved).sum()
+
+    @torch.enable_grad()
+    def _prices(self, masks: Masks) -> dict[Granularity, Float[Tensor, "#layers _"]]:
+        """What each mask adds to the share."""
+        leaves = {g: mask.detach().requires_grad_() for g, mask in masks.items()}
+        prices = torch.autograd.grad(self.share(leaves), list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, prices, strict=True))
 
 
-def _at_threshold(
-    units: Float[Tensor, " units"], threshold: Float[Tensor, ""], temperature: float
-) -> Float[Tensor, ""]:
-    """The threshold, with its gradient.
-
-    sum of sigmoid((s - t) / T) = k defines t as a function of the scores; by the implicit-function theorem dt/ds_i = w_i / sum
-    of w, where w_i is the slope of the i-th mask.
-    """
-    with torch.no_grad():
-        mask = torch.sigmoid((units - threshold) / temperature)
-        slopes = mask * (1 - mask)
-        shares = slopes / slopes.sum().clamp_min(torch.finfo(slopes.dtype).tiny)
-    return threshold + (shares * (units - units.detach())).sum()
-
-
-def _bisected(units: Float[Tensor, " units"], kept: Float[Tensor, ""], temperature: float) -> Float[Tensor, ""]:
-    """Where soft masks sum to `kept`."""
-    low, high = units.min() - REACH * temperature, units.max() + REACH * temperature
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        too_many = torch.sigmoid((units - middle) / temperature).sum() > kept
-        low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
-    return (low + high) / 2
-
-
-def _cut_between(units: Float[Tensor, " units"], kept: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Half way between the last score that is kept and the first that is not; 1 beyond the extreme where all are or none is."""
-    best = units.sort(descending=True).values
-    bounded = torch.cat([best[:1] + 2, best, best[-1:] - 2])
-    count = kept.round().long()
-    return bounded.index_select(0, torch.stack([count, count + 1])).mean()
+def _soft(scores: Scores, threshold: Float[Tensor, ""], temperature: float) -> Masks:
+    return {g: torch.sigmoid((score - threshold) / temperature) for g, score in scores.items()}

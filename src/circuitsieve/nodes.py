@@ -65,7 +65,8 @@ def chains(searched: Iterable[Granularity]) -> dict[Granularity, list[Granularit
     return {leaf: chain for leaf, chain in found.items() if leaf in searched or (chain and leaf in UNIT_GRANULARITIES)}
 
 
-_WRITE_OF_READ = {SiteKind.ATTN_READ: SiteKind.ATTN_WRITE, SiteKind.MLP_READ: SiteKind.MLP_WRITE}
+WRITE_OF_READ = {SiteKind.ATTN_READ: SiteKind.ATTN_WRITE, SiteKind.MLP_READ: SiteKind.MLP_WRITE}
+"""The two sites of attention, and of MLPs: what the output projection reads, and what the block writes."""
 _NAME = re.compile(r"L(?P<layer>\d+)\.(?P<granularity>[a-z_]+)(?:\.(?P<index>\d+))?")
 
 
@@ -246,7 +247,7 @@ class NodeSpace:
         if self.post_norm or not self.reads_decide(ablation):
             return site_masks
         folded = dict(site_masks)
-        for read, write in _WRITE_OF_READ.items():
+        for read, write in WRITE_OF_READ.items():
             if write in folded and folded[write].shape[-1] == 1:
                 whole = folded.pop(write)
                 _, units = self.shape(COMPOSITION[read][-1])
@@ -272,7 +273,7 @@ class NodeSpace:
         """The units that survive every node that contains them: per read site, and the out dims per write site."""
         composed = self.compose({**self.full(), **masks})
         kept = {}
-        for read, write in _WRITE_OF_READ.items():
+        for read, write in WRITE_OF_READ.items():
             reads, writes = composed[read], composed[write]
             kept[read] = reads & writes.any(dim=1, keepdim=True)
             kept[write] = writes

@@ -3,7 +3,6 @@
 What training and selection share. Nothing here learns.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +14,7 @@ from circuitsieve import ablations
 from circuitsieve.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig, bytes_of
 from circuitsieve.control import Budget, Signals
+from circuitsieve.costs import soft_share
 from circuitsieve.data import PairBatch, Pairs, batches
 from circuitsieve.errors import DataError
 from circuitsieve.footprint import Footprint, divide, footprint_of, narrowest
@@ -28,7 +28,7 @@ from circuitsieve.references import Reference, References
 from circuitsieve.screening import check_fit
 from circuitsieve.store import Store
 from circuitsieve.subject import Subject
-from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation, Granularity, SiteKind
+from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 
 SMALLEST_EFFECT = 1e-3
 """Of the metric: a full model nearer than this to the empty circuit leaves no faithfulness to ask for."""
@@ -212,11 +212,13 @@ class Problem:
         """What masks of the searched granularities mean at the sites of a training pass."""
         return self.space.fold(self.space.compose(masks), self.ablation)
 
+    def share(self, leaves: Masks) -> Float[Tensor, ""]:
+        """What masks of the nodes without children keep, by the measure that sizes are asked for in; differentiable."""
+        return soft_share(self.space, leaves, self.config.size_by)
+
     def drawn_size(self, masks: Masks) -> Float[Tensor, ""]:
-        """The kept share of the units while masks are in force."""
-        units = self.space.lowest({g: mask.detach() for g, mask in masks.items()})
-        kept = sum(units[g].sum() if g in units else math.prod(self.space.shape(g)) for g in UNIT_GRANULARITIES)
-        return torch.as_tensor(kept, device=self.subject.device) / self.space.units
+        """What masks keep while they are in force, by the same measure."""
+        return self.share(self.space.lowest({g: mask.detach() for g, mask in masks.items()}))
 
     def with_constants(self, constants: Activations | None) -> "Problem":
         """The same problem with other constants, for validation and for the circuits to come."""

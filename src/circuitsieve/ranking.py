@@ -11,7 +11,7 @@ from typing_extensions import override
 from circuitsieve.averages import Averages
 from circuitsieve.circuit import Ranking
 from circuitsieve.control import Signals
-from circuitsieve.effects import effects, log_scores
+from circuitsieve.effects import by_node, effects, log_prices, log_scores
 from circuitsieve.itinerary import looked_at
 from circuitsieve.masks import Masks, Scores
 from circuitsieve.nested import Nested
@@ -37,7 +37,7 @@ class RankingPhase(Phase):
         self.nested = Nested(
             {g: problem.space.shape(g) for g in problem.granularities},
             problem.space.summed,
-            all_units=problem.space.units,
+            share=problem.share,
             seed=config.seed,
             device=problem.subject.device,
         )
@@ -57,8 +57,9 @@ class RankingPhase(Phase):
             return self.nested.draw(self._random_size(), TEMPERATURE)
 
         for _ in range(self.config.ranking_looks):
-            scores = log_scores(effects(self.problem, batches, masks))
-            self.nested.start_at({g: EFFECT_SCALE * score for g, score in scores.items()})
+            found = effects(self.problem, batches, masks)
+            dear = log_prices(by_node(self.problem.space, self.problem.granularities, self.nested.prices()))
+            self.nested.start_at({g: EFFECT_SCALE * (score - dear[g]) for g, score in log_scores(found).items()})
         self.averages = Averages(self.nested.scores())
 
     @override

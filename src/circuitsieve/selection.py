@@ -124,14 +124,14 @@ def glimpsed(batches: Sequence[PairBatch]) -> tuple[list[PairBatch], list[PairBa
 
 
 def affordable_size(problem: Problem, ranking: Ranking) -> float:
-    """About the smallest size, in units, at which a cut of a ranking keeps the budget, on the check pairs.
+    """About the smallest size at which a cut of a ranking keeps the budget, on the check pairs.
 
-    Without a budget: the size of the cut at 0.
+    Without a budget: the size of the cut at 0. Where a size is asked for: that, by its own measure.
     """
     if problem.config.pressure is not None:
         return problem.circuit(ranking.cut(0.0)).size
     if problem.config.size is not None:
-        return problem.circuit(ranking.cut(sized(problem, ranking))).size
+        return problem.config.size
     batches = check_batches(problem)
 
     def affordable(size: float) -> bool:
