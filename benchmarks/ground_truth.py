@@ -57,7 +57,10 @@ def measured(options: argparse.Namespace, level: str, seed: int) -> Rows:
         for method in options.methods:
             config = DiscoveryConfig(method=method, max_kl=options.max_kl, seed=seed)
             found = discover(model.model, circuit.pairs, config)
-            scores = recovered(found.circuit, found.ranking, circuit.truth)
+            scores = {
+                g: {name: None if math.isnan(value) else value for name, value in of.items()}
+                for g, of in recovered(found.circuit, found.ranking, circuit.truth).items()
+            }
             rows.append(
                 {"level": level, "seed": seed, "task": circuit.name, "method": method, "known": known, "scores": scores}
             )
@@ -80,7 +83,7 @@ def tables(rows: Rows) -> str:
             for granularity in granularities:
                 for score in SCORES:
                     values = [row["scores"][granularity][score] for row in same if row["method"] == method]
-                    values = [value for value in values if not math.isnan(value)]
+                    values = [value for value in values if value is not None]
                     cells.append(f"{statistics.mean(values):.2f} ({min(values):.2f})")
             lines.append(f"| {method.replace('_', ' ')} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines) + "\n")

@@ -98,6 +98,16 @@ def test_planted_nodes_alone_write_and_are_found():
         assert scores == {"precision": 1, "recall": 1, "auroc": 1, "average_precision": 1}
 
 
+def test_where_nothing_is_known_nothing_can_be_found():
+    space = Subject.of(planted(0).model).space
+    ranking = Ranking(space, {g: torch.rand(space.shape(g)) for g in (Granularity.HEAD, Granularity.MLP_NEURON)})
+    truth = {g: torch.zeros(space.shape(g), dtype=torch.bool) for g in ranking.scores}
+    truth[Granularity.HEAD][0, 1] = True
+    scores = recovered(Circuit(space, {}), ranking, truth)
+    assert scores["head"]["recall"] == 1
+    assert all(math.isnan(value) for value in scores["mlp_neuron"].values())
+
+
 def test_the_same_seed_gives_the_same_model():
     short = Level(1, 2, 4, 2, steps=3)
     state = torch.get_rng_state()

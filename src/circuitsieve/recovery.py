@@ -15,7 +15,8 @@ Marks = dict[Granularity, Bool[Tensor, "layers n"]]
 def recovered(circuit: Circuit, ranking: Ranking, truth: Marks) -> dict[str, dict[str, float]]:
     """By granularity: precision and recall of a circuit, AUROC and average precision of its ranking.
 
-    The score of a head is the highest of its dims. Where no node is known, recall and what judges the ranking are not a number. AUROC flatters where few nodes are in the circuit; average precision does not.
+    The score of a head is the highest of its dims. AUROC flatters where few nodes are in the circuit; average precision does not.
+    Where no node is known, nothing can be found: not a number.
     """
     scores = ranking.space.lifted(ranking.space.lowest(ranking.scores), truth)
     found = {}
@@ -24,7 +25,7 @@ def recovered(circuit: Circuit, ranking: Ranking, truth: Marks) -> dict[str, dic
         both = int((kept & mark).sum())
         values = scores[granularity].flatten().double().numpy()
         found[str(granularity)] = {
-            "precision": both / max(1, int(kept.sum())),
+            "precision": both / max(1, int(kept.sum())) if mark.any() else float("nan"),
             "recall": both / int(mark.sum()) if mark.any() else float("nan"),
             "auroc": auroc(values, known),
             "average_precision": average_precision(values, known),
