@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.discovery import discover
 from circuitsieve.evaluation import EvaluationConfig, evaluate

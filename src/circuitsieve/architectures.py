@@ -56,6 +56,8 @@ class Family:
     mlp_in: tuple[Projection, ...]
     """Gate and up, or the only input projection."""
     mlp_out: Projection
+    final_norm: str = "norm"
+    """The norm before the head, relative to the decoder."""
     attn_post_norm: str | None = None
     """The norm between the attention output projection and the residual stream, where there is one."""
     mlp_post_norm: str | None = None
@@ -125,6 +127,7 @@ FAMILIES = (
         attn_out=Projection("attn.c_proj"),
         mlp_in=(Projection("mlp.c_fc"),),
         mlp_out=Projection("mlp.c_proj"),
+        final_norm="ln_f",
         head_count=HeadCount("attn.split_size", in_dims=True),
     ),
     _LLAMA,
@@ -145,6 +148,7 @@ FAMILIES = (
         attn_out=Projection("self_attn.dense"),
         mlp_in=(Projection("mlp.fc1"),),
         mlp_out=Projection("mlp.fc2"),
+        final_norm="final_layernorm",
     ),
     Family(
         model_types=("gpt_neox",),
@@ -155,6 +159,7 @@ FAMILIES = (
         attn_out=Projection("attention.dense"),
         mlp_in=(Projection("mlp.dense_h_to_4h"),),
         mlp_out=Projection("mlp.dense_4h_to_h"),
+        final_norm="final_layer_norm",
         head_count=HeadCount(),
     ),
     replace(
@@ -163,6 +168,7 @@ FAMILIES = (
         attn_out=Projection("self_attn.out_proj"),
         mlp_in=(Projection("fc1"),),
         mlp_out=Projection("fc2"),
+        final_norm="final_layer_norm",
         head_count=HeadCount("self_attn.num_heads"),
     ),
 )
@@ -203,6 +209,8 @@ class Architecture:
     family: Family
     blocks: tuple[nn.Module, ...]
     unembedding: nn.Module
+    final_norm: nn.Module | None
+    """None where the residual stream is normed already."""
     norms_residual: bool = False
     """Whether the residual stream itself is normed after each addition, as in the original transformer (OPT 350M)."""
 
@@ -307,9 +315,14 @@ def architecture_of(model: nn.Module) -> Architecture:
             f"model: found {type(model).__name__} without an output head, expected a causal language model "
             "(AutoModelForCausalLM)"
         )
-    blocks = model.get_decoder().get_submodule(family.blocks)  # type: ignore[no-untyped-call]
+    decoder = model.get_decoder()  # type: ignore[no-untyped-call]
+    blocks = decoder.get_submodule(family.blocks)
     if not isinstance(blocks, nn.ModuleList):
         raise UnsupportedModel(f"model: found no list of blocks at {family.blocks!r} of {type(model).__name__}")
     return Architecture(
-        family, tuple(blocks), unembedding, norms_residual=getattr(model.config, "do_layer_norm_before", True) is False
+        family,
+        tuple(blocks),
+        unembedding,
+        getattr(decoder, family.final_norm),
+        norms_residual=getattr(model.config, "do_layer_norm_before", True) is False,
     )
