@@ -62,7 +62,15 @@ def document(output: Output) -> dict:
 
 def test_discovery_leaves_a_run(home):
     run = home / "run"
-    names = {"config.json", "pairs.jsonl", "masks.safetensors", "circuit.json", "history.jsonl", "card.json"}
+    names = {
+        "config.json",
+        "pairs.jsonl",
+        "masks.safetensors",
+        "circuit.json",
+        "history.jsonl",
+        "card.json",
+        "report.html",
+    }
     assert {path.name for path in run.iterdir()} - {".lock"} == names
     config = json.loads((run / "config.json").read_text())
     assert DiscoveryConfig.from_dict(config["discovery"]) == DiscoveryConfig(steps=3, batch_size=4)
@@ -344,7 +352,7 @@ def test_real_process_prints_one_document_and_no_noise(home, tmp_path):
     assert done.returncode == 0
     assert json.loads(done.stdout)["test"]["n"] > 0
     ours = re.compile(
-        r"\d+ training, \d+ validation|warning: the full model's|step \d+ of \d+, |look |discover |evaluate "
+        r"\d+ training, \d+ validation|warning: the full model's|step \d+ of \d+, |look |discover |evaluate |report "
     )
     assert [line for line in done.stderr.splitlines() if not ours.match(line)] == []
 

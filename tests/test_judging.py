@@ -42,6 +42,8 @@ class Listener:
     def evaluation(self, what: str, *_: int) -> None:
         self.ran += [what] if what != "done" else []
 
+    def exhibit(self, what: str, done: int, total: int) -> None: ...
+
 
 @pytest.fixture(autouse=True)
 def short_searches(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from circuitsieve.ablations import constants
 from circuitsieve.data import batches
 from circuitsieve.instrument import answer_logits, masked, record
 from circuitsieve.lens import Lens, attention_patterns
 from circuitsieve.objective import logit_difference
 from circuitsieve.subject import Subject
-from circuitsieve.vocabulary import Site, SiteKind
+from circuitsieve.vocabulary import Ablation, Site, SiteKind
 from models import FAMILIES, POST_NORM, each_family, fresh, module, random_examples, shared
 
 each_lens = pytest.mark.parametrize("family", [family for family in FAMILIES if family != "opt_post_norm"])
@@ -76,6 +77,24 @@ def _only(like: torch.Tensor, layer: int) -> torch.Tensor:
     found = torch.zeros_like(like)
     found[layer] = 1
     return found
+
+
+@pytest.mark.parametrize("ablation", [Ablation.ZERO, Ablation.MEAN, Ablation.MEAN_POSITIONAL])
+def test_constants_take_the_place_of_the_corrupted_prompts(ablation: Ablation):
+    """Pair by pair, with the constant written out: at the answer's position, or the last row beyond all that are known."""
+    subject = Subject.of(fresh(shared("llama")).double())
+    known, later = batches(random_examples([6, 5, 6]), 3), batches(random_examples([9, 9], seed=1), 1)
+    site = Site(SiteKind.ATTN_READ, 1)
+    constant = constants(subject, known, ablation)[site]
+    found = lens_of(subject).heads({1: [0, 1]}, [*known, *later], {site: constant})[1].direct
+    expected = []
+    for batch in batches(random_examples([6, 5, 6]), 1) + later:
+        row = constant
+        if ablation is Ablation.MEAN_POSITIONAL:
+            row = constant[min(int(batch.positions[0]), len(constant) - 1)]
+        expected.append(lens_of(subject).heads({1: [0, 1]}, [batch], {site: row})[1].direct)
+    torch.testing.assert_close(found.sort(1).values, torch.cat(expected, 1).sort(1).values)
+    assert found.abs().max() > 1e-6
 
 
 @each_lens

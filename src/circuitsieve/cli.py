@@ -113,10 +113,13 @@ def _plan(job: "Job", *, as_json: bool) -> int:
 
 
 def _discover(job: "Job", *, as_json: bool) -> int:
+    from circuitsieve.publishing import write_report
     from circuitsieve.workflow import run
 
     with RichReporter() as reporter:
         finished = run(job, reporter)
+        if finished.card is not None:
+            write_report(finished.folder, finished.loaded, reporter)
     if finished.card is None:
         reporter.warn(
             f"interrupted after {len(finished.discovery.history)} of {job.config.steps} steps; the circuit so far lies in "
@@ -161,8 +164,29 @@ def evaluate(
 
     with RichReporter() as reporter:
         folder, card = evaluate_run(run, reporter, data=data, device=device, full=full, fresh=again)
+        if data is None and folder.has("report.html"):
+            reporter.say(f"report.html shows the card as it was; renew it with `circuitsieve report {run}`")
     with damage_named(run):
         print_run(folder.read_json("circuit.json"), card.values, run, json)
+    return 0
+
+
+@app.command
+def report(run: str, /, *, device: str | None = None) -> int:
+    """Write the report of a run: report.html in its folder, one page that opens offline.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    device
+        Where the model runs; if not given, where the run was made.
+    """
+    from circuitsieve.publishing import report_run
+
+    with RichReporter() as reporter, damage_named(run):
+        path = report_run(run, reporter, device=device)
+    Console().print(f"Report: {path}", soft_wrap=True)
     return 0
 
 

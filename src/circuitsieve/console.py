@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from cyclopts import CycloptsError
@@ -29,6 +30,9 @@ def print_run(summary: Mapping[str, Any], card: Mapping[str, Any] | None, path: 
     console = Console()
     console.print(run_view(summary, card))
     console.print(Text(f"Run folder: {path}"), soft_wrap=True)
+    report = Path(path) / "report.html"
+    if report.is_file():
+        console.print(Text(f"Report: {report}"), soft_wrap=True)
 
 
 @contextmanager

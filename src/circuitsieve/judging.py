@@ -98,11 +98,7 @@ def evaluate_run(
         others = Pairs((), (), examples[0])
         found = _fully(loaded, circuit, ranking, others, folder, config, reporter, None) if full else {}
         return folder, with_run_facts(_joined(quick, found), folder, dict.fromkeys(SPENT), examples[1])
-    records = _read_pairs(folder)
-    pairs = encode(
-        TextSplits(*(tuple(r.pair for r in records if r.split == split and r.dropped is None) for split in SPLITS)),
-        loaded.tokenizer,
-    )
+    pairs = run_pairs(folder, loaded)
     earlier = folder.read_json("card.json") if folder.has("card.json") else {}
     memory = Memory(folder, _key(folder, loaded, config), fresh=fresh)
     if _QUICK not in memory.parts:
@@ -116,7 +112,7 @@ def evaluate_run(
         )
         memory.remember(_QUICK, measured.values)
     found = _fully(loaded, circuit, ranking, pairs, folder, config, reporter, memory) if full else _remembered(memory)
-    dropped = sum(record.dropped is not None for record in records)
+    dropped = sum(record.dropped is not None for record in folder.read_pairs())
     card = with_run_facts(
         _joined(memory.parts[_QUICK], found), folder, {name: earlier.get(name) for name in SPENT}, dropped
     )
@@ -240,6 +236,19 @@ def _read_pairs(folder: RunFolder) -> list[PairRecord]:
             "was written; to evaluate on other pairs, give their file with --data"
         )
     return records
+
+
+def run_pairs(folder: RunFolder, loaded: LoadedModel) -> Pairs:
+    """The usable pairs of a run, encoded.
+
+    Raises:
+        RunError: they are damaged, or others than those that the run was made with.
+    """
+    records = _read_pairs(folder)
+    return encode(
+        TextSplits(*(tuple(r.pair for r in records if r.split == split and r.dropped is None) for split in SPLITS)),
+        loaded.tokenizer,
+    )
 
 
 def load_run_model(folder: RunFolder, device: str | None = None) -> LoadedModel:

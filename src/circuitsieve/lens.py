@@ -109,8 +109,11 @@ class Lens:
     ) -> dict[int, HeadEffects]:
         sites = list(self.subject.architecture.sites())
         clean = self._at_answers(batch.clean, batch, sites)
-        ablated = constants or self._at_answers(
-            batch.corrupted, batch, [Site(SiteKind.ATTN_READ, layer) for layer in heads]
+        read = [Site(SiteKind.ATTN_READ, layer) for layer in heads]
+        ablated = (
+            self._at_answers(batch.corrupted, batch, read)
+            if constants is None
+            else {site: _at(constants[site], batch.positions) for site in read}
         )
         writing = (SiteKind.EMBED, SiteKind.ATTN_WRITE, SiteKind.MLP_WRITE)
         residual = torch.stack([clean[site] for site in sites if site.kind in writing]).sum(0)
@@ -118,7 +121,7 @@ class Lens:
         found = {}
         for layer, chosen in heads.items():
             site = Site(SiteKind.ATTN_READ, layer)
-            other = ablated[site].expand_as(clean[site])
+            other = ablated[site].to(clean[site]).expand_as(clean[site])
             changes = []
             for head in chosen:
                 own = slice(head * self.subject.space.head_dim, (head + 1) * self.subject.space.head_dim)
@@ -162,6 +165,11 @@ def _eager(subject: Subject) -> Iterator[None]:
         yield
     finally:
         subject.model.set_attn_implementation(before)
+
+
+def _at(constant: Tensor, positions: Int[Tensor, " batch"]) -> Tensor:
+    """A constant at some positions: its row there where it has any, the last for those beyond."""
+    return constant if constant.dim() == 1 else constant[positions.to(constant.device).clamp_max(len(constant) - 1)]
 
 
 def _linear(norm: nn.Module, directions: Float[Tensor, "n width"]) -> Float[Tensor, "n width"]:

@@ -71,6 +71,10 @@ class RichReporter:
         """A circuit of the evaluation is done."""
         self._update("evaluate", done, total, what)
 
+    def exhibit(self, what: str, done: int, total: int) -> None:
+        """A part of a report is done."""
+        self._update("report", done, total, what)
+
     def _update(self, bar: str, done: int, total: int, facts: str) -> None:
         if bar not in self._bars:
             self.progress.start()

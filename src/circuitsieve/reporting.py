@@ -24,3 +24,6 @@ class Reporter(Protocol):
 
     def evaluation(self, what: str, done: int, total: int) -> None:
         """A circuit of the evaluation is done."""
+
+    def exhibit(self, what: str, done: int, total: int) -> None:
+        """A part of a report is done."""

@@ -8,6 +8,7 @@ circuit.json           counts, coarse node names, size, parameters
 history.jsonl          one line per step
 card.json              the evaluation on held-out pairs
 sections.json          what was measured for it, and all that this depends on
+report.html            all of it for people, in one page
 """
 
 import json
@@ -41,6 +42,7 @@ _RUN_FILES = (
     "history.jsonl",
     "card.json",
     "sections.json",
+    "report.html",
 )
 _COARSE = (Granularity.EMBED, Granularity.LAYER, Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK, Granularity.HEAD)
 
@@ -139,6 +141,10 @@ class RunFolder:
         """Write an object, with the format version."""
         files.write_json(self.path / name, content)
 
+    def write_text(self, name: str, content: str) -> None:
+        """Write a text."""
+        files.write_bytes(self.path / name, content.encode())
+
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write JSON lines."""
         files.write_lines(self.path / name, rows)
@@ -184,6 +190,21 @@ class RunFolder:
                 raise RunError(f"{self.path / name}: found no {'.'.join(path)}, expected the file of a run")
             value = value[key]
         return value
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """Read history.jsonl; nothing where the method takes no steps.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        path = self.path / "history.jsonl"
+        try:
+            rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+            if any(not isinstance(row.get("step"), int) for row in rows):
+                raise ValueError("a line without a step")
+        except (OSError, ValueError, AttributeError) as error:
+            raise RunError(f"{path}: cannot be read ({error}), expected the steps of a run") from error
+        return rows
 
     def read_pairs(self) -> list[PairRecord]:
         """Read pairs.jsonl.

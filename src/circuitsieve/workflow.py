@@ -47,6 +47,7 @@ class Finished:
     """A discovery with its folder, and its card unless it was interrupted."""
 
     folder: RunFolder
+    loaded: LoadedModel
     discovery: Discovery
     card: Card | None
 
@@ -64,7 +65,7 @@ def run(job: Job, reporter: Reporter) -> Finished:
     discovery = search(job, loaded, pairs, reporter)
     folder = discovery.save(job.out, overwrite=job.overwrite, about=_about(job))
     if discovery.interrupted:
-        return Finished(folder, discovery, None)
+        return Finished(folder, loaded, discovery, None)
     card = evaluate(
         loaded.model, discovery.circuit, pairs.test, validation=pairs.validation, progress=reporter.evaluation
     )
@@ -72,7 +73,7 @@ def run(job: Job, reporter: Reporter) -> Finished:
     card = with_run_facts(card, folder, spent, len(pairs.dropped))
     with folder.locked():
         folder.write_json("card.json", card.values)
-    return Finished(folder, discovery, card)
+    return Finished(folder, loaded, discovery, card)
 
 
 def search(job: Job, loaded: LoadedModel, pairs: Pairs, reporter: Reporter) -> Discovery:
@@ -159,6 +160,7 @@ def _about(job: Job) -> dict[str, dict[str, Any]]:
         "model": {"name": _lasting(job.model, BUNDLED), "revision": job.revision, "device": job.device},
         "data": {
             "task": _lasting(job.task, tasks.names()),
+            "asked": {split: getattr(job.data, split) for split in SPLITS},
             "seed": job.data.seed,
             "options": dict(job.data.options),
             "columns": None if job.data.columns is None else dict(job.data.columns),

@@ -45,8 +45,47 @@ def sweep_figure(points: Sequence[Mapping[str, object]], knees: Mapping[str, flo
                 axes.axhline(1, color="0.7", linewidth=0.8, zorder=0)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(methods)), frameon=False)
-        content = io.BytesIO()
-        figure.savefig(content, format="svg", metadata={"Date": None})
+        return _svg(figure)
+
+
+def curve_figure(curve: Sequence[Mapping[str, float | None]], size: float) -> bytes:
+    """Size against KL, accuracy and faithfulness of one ranking, as SVG; a line marks the circuit.
+
+    Args:
+        curve: size, kl, accuracy and faithfulness of each cut.
+        size: of the circuit.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 2.8), layout="constrained")
+        for axes, (metric, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+            known = [(point["size"], point[metric]) for point in curve if point[metric] is not None]
+            axes.plot([x for x, _ in known], [y for _, y in known], marker="o", markersize=3, linewidth=1)
+            axes.axvline(size, color="0.5", linestyle="--", linewidth=0.8)
+            axes.set_xscale("log")
+            axes.set_xlabel("size, share of units kept")
+            axes.set_ylabel(label)
+            axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}" if share >= 0.01 else f"{share:.1%}")
+            axes.minorticks_off()
+        return _svg(figure)
+
+
+def course_figure(history: Sequence[Mapping[str, int | float]]) -> bytes:
+    """KL of the drawn masks, and their size where it is known, by step, as SVG."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 2.6), layout="constrained")
+        names = {"kl": "KL, nats", "drawn_size": "size of the drawn masks"}
+        for axes, (name, label) in zip(figure.subplots(1, 2), names.items(), strict=True):
+            known = [(entry["step"], entry[name]) for entry in history if name in entry]
+            axes.plot([x for x, _ in known], [y for _, y in known], linewidth=0.7)
+            axes.set_yscale("log")
+            axes.set_xlabel("step")
+            axes.set_ylabel(label)
+        return _svg(figure)
+
+
+def _svg(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="svg", metadata={"Date": None})
     return content.getvalue()
 
 

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from circuitsieve.selfcheck import CheckResult
     from circuitsieve.sweep import Point
 
-_CONTROLS = {"full": "full", "empty": "empty", "complement": "complement", "random": "random"}
-_METRICS = {
+CONTROLS = {"full": "full", "empty": "empty", "complement": "complement", "random": "random"}
+"""Columns of the card beside the circuit's own: headings and sections."""
+METRICS = {
     "kl": ("KL, nats", 3),
     "kl_p95": ("KL, 95th centile", 3),
     "accuracy": ("accuracy", 3),
@@ -27,6 +28,7 @@ _METRICS = {
     "cutoff_sharpness": ("cutoff sharpness", 3),
     "faithfulness": ("faithfulness", 3),
 }
+"""Rows of the card: labels and digits."""
 
 
 def plan_table(plan: "Plan") -> RenderableType:
@@ -145,26 +147,28 @@ def layer_table(layers: Mapping[str, Mapping[str, int]]) -> Table:
 
 def card_table(card: Mapping[str, Any]) -> Table:
     """Metrics on held-out pairs, the circuit beside its controls."""
-    controls = {heading: section for heading, section in _CONTROLS.items() if section in card}
+    controls = {heading: section for heading, section in CONTROLS.items() if section in card}
     title = f"On {card['test']['n']:.0f} held-out pairs"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True, pad_edge=False)
     table.add_column("", no_wrap=True)
     for heading in ("circuit", "95 % interval", *controls):
         table.add_column(heading, justify="right", no_wrap=True)
-    for metric, (label, digits) in _METRICS.items():
+    for metric, (label, digits) in METRICS.items():
         if metric not in card["test"]:
             continue
-        found, interval = card["test"][metric], card["intervals"]["test"].get(metric)
-        others = [_number(card[section].get(metric), digits) for section in controls.values()]
-        table.add_row(label, _number(found, digits), _interval(interval, digits), *others)
+        found, bounds = card["test"][metric], card["intervals"]["test"].get(metric)
+        others = [number(card[section].get(metric), digits) for section in controls.values()]
+        table.add_row(label, number(found, digits), interval(bounds, digits), *others)
     return table
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """A number with so many digits; a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _interval(bounds: Sequence[float] | None, digits: int) -> str:
+def interval(bounds: Sequence[float] | None, digits: int) -> str:
+    """Both ends with so many digits; a dash where there is none."""
     return "-" if bounds is None else f"{bounds[0]:.{digits}f}..{bounds[1]:.{digits}f}"
 
 
@@ -229,15 +233,15 @@ def trust_table(card: Mapping[str, Any]) -> Table:
             "stability",
             "Searches with other seeds have in common with this circuit (and by chance): "
             + ", ".join(
-                f"{name} {_number(stable['with_the_circuit'][name]['jaccard'], 2)} "
-                f"({_number(stable['with_the_circuit'][name]['chance'], 2)})"
+                f"{name} {number(stable['with_the_circuit'][name]['jaccard'], 2)} "
+                f"({number(stable['with_the_circuit'][name]['chance'], 2)})"
                 for name in ("head", "head_dim", "mlp_neuron")
             )
             + " (Jaccard).",
             "",
         )
     for name in ("cpr", "cmd"):
-        table.add_row(name.upper(), _number(card[name]["area"], 3) + " of the ranking, over all sizes", "")
+        table.add_row(name.upper(), number(card[name]["area"], 3) + " of the ranking, over all sizes", "")
     return table
 
 

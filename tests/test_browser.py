@@ -1,0 +1,103 @@
+"""The report in headless Chromium: nothing is fetched, nothing fails, and clicks, keys and filters do what they say."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("playwright.sync_api")
+
+from playwright.sync_api import Page, sync_playwright
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+QUIET = [
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="module")
+def page(home: Path) -> Iterator[Page]:
+    """The report of a run; whatever it asks the network for, or complains about, fails the test that caused it."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *QUIET])
+        opened = browser.new_page()
+        asked: list[str] = []
+        complaints: list[str] = []
+        opened.on("request", lambda request: asked.append(request.url))
+        opened.on("console", lambda message: complaints.append(message.text))
+        opened.on("pageerror", lambda error: complaints.append(str(error)))
+        report = (home / "run" / "report.html").as_uri()
+        opened.goto(report)
+        yield opened
+        assert asked == [report]
+        assert complaints == []
+        browser.close()
+
+
+def test_a_head_is_opened_by_a_click_and_left_by_arrow_keys(page: Page):
+    first = page.locator("#map button").nth(0)
+    first.click()
+    assert first.get_attribute("aria-pressed") == "true"
+    name = first.get_attribute("aria-label").split(",")[0]
+    assert page.locator("#inside h3").inner_text().lower() == name
+    page.keyboard.press("ArrowRight")
+    focused = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert focused.startswith("head 1 of")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert page.locator("#inside h3").inner_text() == "Head 1 of layer 0"
+    assert page.locator('#map button[aria-pressed="true"]').count() == 1
+
+
+def test_every_head_and_mlp_can_be_opened(page: Page):
+    for button in page.locator("#map button").all():
+        button.click()
+        label = button.get_attribute("aria-label")
+        kept = int(label.split(", ")[1].split()[0])
+        if label.startswith("head"):
+            assert page.locator("#inside .dims .kept").count() == kept
+        else:
+            assert page.locator("#inside tbody tr").count() == min(kept, 100)
+
+
+def test_a_word_leads_to_the_nodes_that_write_it(page: Page):
+    page.locator('#map button[data-head="mlp"]').first.click()
+    token = page.locator("#inside tbody .token").first.inner_text().strip()
+    page.fill("#search", token)
+    assert "found" in page.locator("#hits").inner_text()
+    results = page.locator("#results p")
+    assert results.count() > 0
+    assert all(token.lower() in text.lower() for text in results.locator(".token").all_inner_texts())
+    results.first.get_by_role("button").click()
+    assert page.locator('#map button[aria-pressed="true"]').count() == 1
+    page.fill("#search", "no token says this")
+    assert page.locator("#hits").inner_text() == "none"
+    assert results.count() == 0
+
+
+def test_prompts_are_filtered(page: Page):
+    rows = page.locator("#answers tbody tr")
+    everything = rows.count()
+    assert everything > 2
+    wanted = rows.nth(1).locator("td").first.inner_text().split("\n")[0]
+    page.fill("#filter", wanted)
+    assert 0 < rows.locator("visible=true").count() < everything
+    page.fill("#filter", "")
+    assert rows.locator("visible=true").count() == everything
+
+
+def test_light_turns_dark_and_back(page: Page):
+    def paper() -> str:
+        return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    before = paper()
+    page.click("#theme")
+    assert paper() != before
+    page.click("#theme")
+    assert paper() == before

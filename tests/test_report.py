@@ -1,0 +1,182 @@
+"""The report: what it says against the model and the files, and that prompts stay text."""
+
+import base64
+import json
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from circuitsieve.exhibits import PROMPTS, exhibits
+from circuitsieve.judging import load_run_model, run_pairs
+from circuitsieve.lens import Lens, attention_patterns
+from circuitsieve.report.command import command
+from circuitsieve.report.page import RunRecord, page
+from circuitsieve.runs import RunFolder
+from circuitsieve.subject import Subject
+from circuitsieve.vocabulary import Granularity
+from tiny_cli import call, complaint
+
+
+@pytest.fixture(scope="module")
+def run(home: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return RunFolder.open(shutil.copytree(home / "run", tmp_path_factory.mktemp("report") / "run"))
+
+
+def record_of(run: RunFolder, **changes: Any) -> RunRecord:
+    circuit, ranking = run.read_circuit()
+    facts = {name: run.read_json(f"{name}.json") for name in ("config", "card")}
+    facts |= {"summary": run.read_json("circuit.json"), "history": run.read_history(), "pairs": run.read_pairs()}
+    return RunRecord(**{"folder": "somewhere", **facts, "circuit": circuit, "ranking": ranking, **changes})
+
+
+@pytest.fixture(scope="module")
+def shown(run: RunFolder) -> dict[str, Any]:
+    loaded = load_run_model(run)
+    ticks: list[tuple[str, int, int]] = []
+    found = exhibits(loaded, *run.read_circuit(), run_pairs(run, loaded).test, lambda *tick: ticks.append(tick))
+    assert [done for _, done, _ in ticks] == list(range(ticks[0][2] + 1))  # one after the other, to the end
+    return found
+
+
+class Page(HTMLParser):
+    """The texts of a page, its elements and what their attributes ask for."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.tags: list[str] = []
+        self.wanted: list[str] = []
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.wanted += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action", "data")]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_a_discovery_leaves_a_report_that_needs_nothing_else(run: RunFolder):
+    content = (run.path / "report.html").read_text()
+    read = Page(content)
+    assert all(wanted.startswith("#") for wanted in read.wanted)
+    assert "@import" not in content
+    said = " ".join(" ".join(read.texts).split())
+    card, summary = run.read_json("card.json"), run.read_json("circuit.json")
+    for fact in (f"{card['test']['kl']:.3f}", f"{summary['size']:.1%}", f"{summary['parameters']['kept']:,}"):
+        assert fact in said
+    assert len(content) < 3e6
+
+
+def test_what_prompts_and_tokens_say_is_text(run: RunFolder, shown: dict[str, Any]):
+    evil = "</script><img src=x onerror=alert(1)><b>"
+    prompts = [{**shown["prompts"][0], "clean": evil, "answers": [evil]}]
+    content = page(record_of(run), {**shown, "prompts": prompts, "vocabulary": {0: evil}})
+    read, plain = Page(content), Page(page(record_of(run), shown))
+    assert "img" not in read.tags
+    assert "b" not in read.tags
+    assert read.tags.count("script") == plain.tags.count("script")
+    assert sum(evil in text for text in read.texts) == 2  # the prompt, and the answer below it
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', content, re.DOTALL)
+    assert json.loads(data[1])["vocabulary"]["0"] == evil
+
+
+def test_answers_are_those_of_the_model(run: RunFolder, shown: dict[str, Any]):
+    loaded = load_run_model(run)
+    test = run_pairs(run, loaded).test
+    assert len(shown["prompts"]) == min(PROMPTS, len(test))
+    for prompt, example in zip(shown["prompts"], test, strict=False):
+        assert prompt["clean"] == example.pair.clean
+        with torch.no_grad():
+            said = loaded.model(torch.tensor([example.clean])).logits[0, -1].softmax(-1)
+        best = said.argsort(descending=True)[: len(prompt["full"])]
+        assert [answer["token"] for answer in prompt["full"]] == [loaded.tokenizer.decode([t]) for t in best]
+        assert [answer["probability"] for answer in prompt["full"]] == pytest.approx(said[best].tolist(), abs=1e-4)
+    assert any(prompt["circuit"] != prompt["complement"] for prompt in shown["prompts"])
+
+
+def test_heads_and_neurons_are_those_that_are_kept(run: RunFolder, shown: dict[str, Any]):
+    circuit, _ = run.read_circuit()
+    heads = {(layer, head) for layer, found in shown["heads"].items() for head in found}
+    assert heads == set(map(tuple, circuit.masks[Granularity.HEAD].nonzero().tolist()))
+    subject = Subject.of(load_run_model(run).model)
+    lens = Lens.of(subject)
+    for layer, kept in enumerate(circuit.masks[Granularity.MLP_NEURON]):
+        words = lens.words(lens.neurons(layer), 4)
+        assert shown["neurons"][layer]["promoted"] == words.promoted[kept].tolist()
+    used = {t for said in shown["neurons"].values() for row in said["promoted"] + said["demoted"] for t in row}
+    assert used <= shown["vocabulary"].keys()
+
+
+def test_attention_is_packed_without_loss_of_what_can_be_seen(run: RunFolder, shown: dict[str, Any]):
+    loaded = load_run_model(run)
+    example = run_pairs(run, loaded).test[0]
+    (pattern,) = attention_patterns(Subject.of(loaded.model), [torch.tensor(example.clean)])
+    first = shown["attention"][0]
+    n = len(first["tokens"])
+    assert first["tokens"] == [loaded.tokenizer.decode([token]) for token in example.clean]
+    for name, packed in first["patterns"].items():
+        layer, head = map(int, name.split("."))
+        bytes_ = np.frombuffer(base64.b64decode(packed), np.uint8).reshape(n, n)
+        assert bytes_ / 255 == pytest.approx(pattern[layer, head].numpy(), abs=1 / 500)
+
+
+def test_the_command_makes_the_same_circuit_again(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    first = tmp_path / "first"
+    words = "--steps 4 --batch-size 4 --size 0.5 --size-by parameters --method nested --penalty head=2 --seed 3"
+    config = run.read_json("config.json")
+    about = ["--model", config["model"]["name"], "--task", config["data"]["task"]]
+    assert (
+        call(capsys, "discover", *about, "--out", first, *words.split(), "--granularities", "head", "mlp_neuron").status
+        == 0
+    )
+    written = command(RunFolder.open(first).read_json("config.json"))
+    program, *again = shlex.split(written.replace("NEW_FOLDER", str(tmp_path / "second")))
+    assert program == "circuitsieve"
+    assert call(capsys, *again).status == 0
+    masks = [(tmp_path / name / "masks.safetensors").read_bytes() for name in ("first", "second")]
+    assert masks[0] == masks[1]
+    assert (run.path / "masks.safetensors").read_bytes() != masks[0]
+
+
+def test_a_run_without_a_card_has_no_report(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    bare = Path(shutil.copytree(run.path, tmp_path / "bare"))
+    (bare / "card.json").unlink()
+    assert complaint(capsys, "report", bare) == (
+        f"{bare}: found no card.json, expected an evaluated run; run `circuitsieve evaluate {bare}` first"
+    )
+    (bare / "history.jsonl").write_text("not a step\n")
+    shutil.copy(run.path / "card.json", bare)
+    assert complaint(capsys, "report", bare).startswith(f"{bare}/history.jsonl: cannot be read (")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word", "why"),
+    [
+        ({}, "Provisional", "only the quick card"),
+        ({"budget_met": 0}, "Doubt", "the budget is not met"),
+        ({"random.beaten": 0.5}, "Doubt", "beats only 50%"),
+        ({"random.accuracy": 0.97}, "Doubt", "random circuits of its shape do the task as well (accuracy 0.97)"),
+        ({"test.accuracy": 0.8}, "Doubt", "its accuracy is 0.20 below"),
+        ({"verdicts": {"sufficiency": "It is shown."}}, "Trust", "nothing against it"),
+        ({"verdicts": {"equivalence": "It does not score as it."}}, "Doubt", "it does not score"),
+    ],
+)
+def test_how_far_to_trust_it(run: RunFolder, shown: dict[str, Any], changes: dict[str, Any], word: str, why: str):
+    card = run.read_json("card.json") | {"budget_met": 1}
+    card["test"] |= {"accuracy": 1.0}
+    card["full"] |= {"accuracy": 1.0}
+    card["random"] |= {"beaten": 1.0, "accuracy": 0.5}
+    for path, value in changes.items():
+        *outer, name = path.split(".")
+        (card[outer[0]] if outer else card)[name] = value
+    (verdict,) = re.findall(r'<p class="verdict .*?</p>', page(record_of(run, card=card), shown))
+    assert f"<strong>{word}</strong>" in verdict
+    assert why in verdict
