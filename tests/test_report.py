@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from circuitsieve.circuit import Circuit
 from circuitsieve.exhibits import PROMPTS, exhibits
 from circuitsieve.judging import load_run_model, run_pairs
 from circuitsieve.lens import Lens, attention_patterns
 from circuitsieve.report.command import command
 from circuitsieve.report.page import RunRecord, page
+from circuitsieve.report.terminal import layer_table
 from circuitsieve.runs import RunFolder
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Granularity
 from tiny_cli import call, complaint
+from tiny_runs import Found, saved
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +185,44 @@ def test_how_far_to_trust_it(run: RunFolder, shown: dict[str, Any], changes: dic
     (verdict,) = re.findall(r'<p class="verdict .*?</p>', page(record_of(run, card=card), shown))
     assert f"<strong>{word}</strong>" in verdict
     assert why in verdict
+
+
+def test_the_terminal_draws_a_shade_for_every_head(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    layers = {str(i): {"head": i, "head_dim": 1, "mlp_neuron": 0} for i in range(2)} | {
+        "2": {"head": 0, "head_dim": 0, "mlp_neuron": 0}
+    }
+    monkeypatch.setenv("COLUMNS", "120")
+    Console().print(layer_table(layers, [[0, 1, 4, 5], [8, 9, 12, 16], [0, 0, 0, 0]], 16))
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.strip()[:1].isdigit()]
+    assert [row[:2] for row in rows] == [["0", "·░░▒"], ["1", "▒▓▓█"]]  # nothing is kept of the last
+
+
+def test_runs_are_compared_node_by_node(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    other = RunFolder.open(shutil.copytree(run.path, tmp_path / "other"))
+    circuit, ranking = run.read_circuit()
+    masks = {g: mask.clone() for g, mask in circuit.masks.items()}
+    kept = masks[Granularity.HEAD].nonzero().tolist()
+    masks[Granularity.HEAD][kept[0][0], kept[0][1]] = False
+    fewer = Circuit(circuit.space, masks, circuit.ablation, circuit.constants)
+    other.write_circuit(fewer, ranking, {"load": 1.0})
+    found = json.loads(call(capsys, "compare", run.path, other.path, "--json").out)
+    (overlap,) = found["overlap"]
+    sets = [set(c.nodes(Granularity.HEAD)) for c in (circuit, fewer)]
+    assert overlap["jaccard"]["head"]["jaccard"] == pytest.approx(len(sets[0] & sets[1]) / len(sets[0] | sets[1]))
+    assert set(overlap["only"][str(run.path)]) >= {f"L{kept[0][0]}.head.{kept[0][1]}"}
+    assert overlap["only"][str(other.path)] == []
+    assert found["runs"][str(other.path)]["size"] == fewer.size < circuit.size
+    said = call(capsys, "compare", run.path, other.path)
+    assert said.status == 0
+    assert f"L{kept[0][0]}.head.{kept[0][1]}" in said.out
+    assert complaint(capsys, "compare", run.path) == "compare: found 1 runs, expected two or more"
+    assert complaint(capsys, "compare", run.path, run.path) == "compare: found one run twice, expected different ones"
+
+
+def test_runs_of_models_of_another_shape_are_not_compared(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    smaller = Circuit(replace(run.read_circuit()[0].space, neurons=3), {})
+    other = saved(tmp_path / "other", Found(smaller, None))
+    assert complaint(capsys, "compare", run.path, other.path).startswith(f"{other.path}: found the nodes NodeSpace(")

@@ -222,6 +222,7 @@ app.command(lookups.tasks)
 app.command(lookups.data_app)
 app.command(lookups.check)
 app.command(comparisons.sweep)
+app.command(comparisons.compare)
 
 
 def main(arguments: list[str] | None = None) -> None:

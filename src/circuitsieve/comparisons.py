@@ -1,8 +1,8 @@
-"""Commands that compare: several methods at several sizes."""
+"""Commands that compare: several methods at several sizes, and finished runs."""
 
 from rich.console import Console
 
-from circuitsieve.console import print_json
+from circuitsieve.console import damage_named, print_json
 from circuitsieve.flags import JOB_FLAGS, JobFlags
 from circuitsieve.progress import RichReporter
 
@@ -54,4 +54,26 @@ def sweep(
     else:
         Console().print(sweep_table(points))
         Console().print(f"figure and tables: {out}", highlight=False)
+    return 0
+
+
+def compare(*runs: str, json: bool = False) -> int:
+    """Show how runs differ: their sizes and metrics side by side, what their circuits share, and what only one has.
+
+    Parameters
+    ----------
+    runs
+        The folders of two or more runs on models of the same shape.
+    json
+        Print one JSON document.
+    """
+    from circuitsieve.overlap import compared
+    from circuitsieve.report.terminal import comparison_view
+
+    found = compared(runs)
+    with damage_named(" ".join(runs)):
+        if json:
+            print_json(found)
+        else:
+            Console().print(comparison_view(found))
     return 0

@@ -143,13 +143,15 @@ def _attention(
     subject, kept = harness.subject, harness.circuit.masks[Granularity.HEAD]
     prompts = [torch.tensor(example.clean, device=subject.device) for example in examples]
     shown = []
-    for ids, pattern in zip(prompts, attention_patterns(subject, prompts), strict=True):
+    patterns_of = attention_patterns(subject, prompts)
+    for example, ids, pattern in zip(examples, prompts, patterns_of, strict=True):
         coarse = (255 * pattern).round().to(torch.uint8)
         patterns = {
             f"{layer}.{head}": base64.b64encode(coarse[layer, head].numpy().tobytes()).decode()
             for layer, head in kept.nonzero().tolist()
         }
-        shown.append({"tokens": [tokenizer.decode([token]) for token in ids.tolist()], "patterns": patterns})
+        tokens = [tokenizer.decode([token]) for token in ids.tolist()]
+        shown.append({"prompt": example.pair.clean, "tokens": tokens, "patterns": patterns})
     return shown
 
 

@@ -283,4 +283,8 @@ def summary(circuit: Circuit) -> dict[str, Any]:
         "parameters": {"kept": parameters.kept, "total": parameters.total},
         "kept": {str(g): {"kept": kept, "total": total} for g, (kept, total) in circuit.counts.items()},
         "nodes": circuit.nodes(*_COARSE),
+        "head_dims": circuit.masks[Granularity.HEAD_DIM]
+        .view(*circuit.space.shape(Granularity.HEAD), -1)
+        .sum(-1)
+        .tolist(),
     }

@@ -1,5 +1,6 @@
 """Tables of a circuit and its card for the terminal, as rich renderables. Nothing here computes anything."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 CONTROLS = {"full": "full", "empty": "empty", "complement": "complement", "random": "random"}
 """Columns of the card beside the circuit's own: headings and sections."""
+NAMED_AT_MOST = 40
+"""Nodes that only one of two circuits has."""
+SHADES = "·░▒▓█"
+"""Of a head: nothing, a quarter, a half, three quarters, all of its dims."""
 METRICS = {
     "kl": ("KL, nats", 3),
     "kl_p95": ("KL, 95th centile", 3),
@@ -134,14 +139,24 @@ def size_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def layer_table(layers: Mapping[str, Mapping[str, int]]) -> Table:
-    """Kept units of every layer that keeps any."""
-    table = Table(title="Where it lies", box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("layer", "heads", "head dims", "MLP neurons"):
+def layer_table(layers: Mapping[str, Mapping[str, int]], head_dims: Sequence[Sequence[int]], head_dim: int) -> Table:
+    """Kept units of every layer that keeps any, with a map of its heads.
+
+    Args:
+        layers: counts by layer.
+        head_dims: how many dims are kept of each head, layer by layer.
+        head_dim: dims of a head.
+    """
+    table = Table(title="Where it lies", box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table.caption = f"{SHADES[0]} no head; {SHADES[1:]} up to a quarter, half, three quarters, all of its dims"
+    table.add_column("layer", justify="right")
+    table.add_column("heads 0 to " + str(len(head_dims[0]) - 1), no_wrap=True)
+    for heading in ("heads", "head dims", "MLP neurons"):
         table.add_column(heading, justify="right")
-    for layer, row in layers.items():
+    for (layer, row), dims in zip(layers.items(), head_dims, strict=True):
         if any(row.values()):
-            table.add_row(layer, *(f"{row[name]:,}" for name in ("head", "head_dim", "mlp_neuron")))
+            shades = "".join(SHADES[math.ceil((len(SHADES) - 1) * kept / head_dim)] for kept in dims)
+            table.add_row(layer, shades, *(f"{row[name]:,}" for name in ("head", "head_dim", "mlp_neuron")))
     return table
 
 
@@ -200,7 +215,8 @@ def run_view(summary: Mapping[str, Any], card: Mapping[str, Any] | None) -> Rend
             size_table(summary), Text("Not evaluated yet: run `circuitsieve evaluate` on this folder.", "yellow")
         )
     full = [trust_table(card)] if "verdicts" in card else []
-    return Group(size_table(summary), layer_table(card["layers"]), card_table(card), *full, verdict(card))
+    where = layer_table(card["layers"], summary["head_dims"], summary["space"]["head_dim"])
+    return Group(size_table(summary), where, card_table(card), *full, verdict(card))
 
 
 def trust_table(card: Mapping[str, Any]) -> Table:
@@ -257,6 +273,43 @@ def _p_value(p: float | None) -> str:
     if p is None:
         return ""
     return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def comparison_view(found: Mapping[str, Any]) -> RenderableType:
+    """Runs side by side, from `overlap.compared`."""
+    runs = found["runs"]
+    parts: list[RenderableType] = [_side_by_side(runs)]
+    for pair in found["overlap"]:
+        table = Table(title=Text(" and ".join(pair["runs"])), box=box.SIMPLE_HEAD, title_justify="left")
+        for heading in ("shared", "Jaccard", "by chance"):
+            table.add_column(heading, justify="left" if heading == "shared" else "right")
+        for granularity, row in pair["jaccard"].items():
+            table.add_row(granularity, number(row["jaccard"], 3), number(row["chance"], 3))
+        parts.append(table)
+        for run, nodes in pair["only"].items():
+            more = f" and {len(nodes) - NAMED_AT_MOST} more" if len(nodes) > NAMED_AT_MOST else ""
+            parts.append(Text(f"Only in {run}: {', '.join(nodes[:NAMED_AT_MOST]) or 'no block and no head'}{more}\n"))
+    return Group(*parts)
+
+
+def _side_by_side(runs: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(title="Side by side", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("")
+    for run in runs:
+        table.add_column(Text(run), justify="right", overflow="fold")
+    for fact in ("model", "task", "method", "seed"):
+        table.add_row(fact, *(Text("-" if facts[fact] is None else str(facts[fact])) for facts in runs.values()))
+    for fact in ("size", "parameters"):
+        table.add_row(fact, *(_share(facts[fact]) for facts in runs.values()))
+    for granularity in ("head", "head_dim", "mlp_neuron"):
+        table.add_row(f"kept: {granularity}", *(f"{facts['kept'][granularity]:,}" for facts in runs.values()))
+    table.add_section()
+    for metric, (label, digits) in METRICS.items():
+        cards = [facts["test"] or {} for facts in runs.values()]
+        if any(metric in card for card in cards):
+            table.add_row(label, *(number(card.get(metric), digits) for card in cards))
+    table.add_row("random: KL, nats", *(number((facts["random"] or {}).get("kl"), 3) for facts in runs.values()))
+    return table
 
 
 def check_table(results: Sequence["CheckResult"]) -> Table:

@@ -92,13 +92,13 @@ function showHead(layer, head) {
   }
   for (const prompt of data.attention) {
     const bytes = prompt.patterns[`${layer}.${head}`];
-    if (bytes) panel.push(...attention(prompt.tokens, bytes));
+    if (bytes) panel.push(...attention(prompt, bytes));
   }
   if (kept.length === 0) panel.push(make("p", { class: "hint" }, "The circuit does without this head."));
   show(panel);
 }
 
-function attention(tokens, coded) {
+function attention({ prompt, tokens }, coded) {
   const n = tokens.length, side = 12;
   const bytes = Uint8Array.from(atob(coded), (c) => c.charCodeAt(0));
   const canvas = make("canvas", { width: n * side, height: n * side, role: "img", "aria-label": "attention: rows look at columns" });
@@ -120,7 +120,7 @@ function attention(tokens, coded) {
     pointed.replaceChildren("from ", make("span", { class: "token" }, tokens[from]), " to ", make("span", { class: "token" }, tokens[to]),
       ` ${(bytes[from * n + to] / 255).toFixed(2)}`);
   });
-  return [make("p", {}, "Attention in the full model: ", make("span", { class: "corrupted" }, tokens.join(""))), canvas, strongest, pointed];
+  return [make("p", {}, "Attention in the full model: ", make("span", { class: "corrupted" }, prompt)), canvas, strongest, pointed];
 }
 
 function neuronRow(layer, position) {
