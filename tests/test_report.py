@@ -169,6 +169,7 @@ def test_a_run_without_a_card_has_no_report(run: RunFolder, tmp_path: Path, caps
         ({"budget_met": 0}, "Doubt", "the budget is not met"),
         ({"random.beaten": 0.5}, "Doubt", "beats only 50%"),
         ({"random.accuracy": 0.97}, "Doubt", "random circuits of its shape do the task as well (accuracy 0.97)"),
+        ({"intervals.test": {"kl": [0.11, 0.3]}}, "Doubt", "beyond the 0.1 that were asked for"),
         ({"test.accuracy": 0.8}, "Doubt", "its accuracy is 0.20 below"),
         ({"verdicts": {"sufficiency": "It is shown."}}, "Trust", "nothing against it"),
         ({"verdicts": {"equivalence": "It does not score as it."}}, "Doubt", "it does not score"),
@@ -177,6 +178,7 @@ def test_a_run_without_a_card_has_no_report(run: RunFolder, tmp_path: Path, caps
 def test_how_far_to_trust_it(run: RunFolder, shown: dict[str, Any], changes: dict[str, Any], word: str, why: str):
     card = run.read_json("card.json") | {"budget_met": 1}
     card["test"] |= {"accuracy": 1.0}
+    card["intervals"]["test"] |= {"kl": [0.05, 0.2]}
     card["full"] |= {"accuracy": 1.0}
     card["random"] |= {"beaten": 1.0, "accuracy": 0.5}
     for path, value in changes.items():

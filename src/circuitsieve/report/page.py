@@ -50,7 +50,7 @@ def page(run: RunRecord, shown: Mapping[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((assets / "page.html.jinja").read_text("utf-8"))
     card, config = run.card, run.config
-    trust, look, why = _trust(card)
+    trust, look, why = _trust(card, config["discovery"])
     curve = shown["curve"]
     return template.render(
         style=Markup((assets / "style.css").read_text("utf-8")),
@@ -112,9 +112,9 @@ def _found(run: RunRecord) -> str:
     )
 
 
-def _trust(card: Mapping[str, Any]) -> tuple[str, str, str]:
+def _trust(card: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[str, str, str]:
     """How far to trust the circuit: a word, how it looks, and in a sentence why."""
-    doubts = list(_doubts(card))
+    doubts = list(_doubts(card, settings))
     if doubts:
         return "Doubt", "doubt", "; ".join(doubts) + "."
     beaten = (
@@ -129,11 +129,14 @@ def _trust(card: Mapping[str, Any]) -> tuple[str, str, str]:
     return "Trust", "good", f"{beaten}the full card found nothing against it."
 
 
-def _doubts(card: Mapping[str, Any]) -> Iterator[str]:
+def _doubts(card: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
     """What speaks against a circuit."""
     accuracy, random = card["test"]["accuracy"], card.get("random")
     if card.get("budget_met") == 0:
         yield "the budget is not met on validation pairs"
+    asked, bounds = settings["max_kl"], card["intervals"]["test"].get("kl")
+    if asked is not None and bounds is not None and bounds[0] > asked:
+        yield f"on test pairs its KL is {card['test']['kl']:.3f} nats, beyond the {asked:g} that were asked for"
     if card["full"]["accuracy"] - accuracy > NEAR:
         yield f"its accuracy is {card['full']['accuracy'] - accuracy:.2f} below the full model's on test pairs"
     if random is not None and random["beaten"] < BEATEN:

@@ -148,7 +148,7 @@ def layer_table(layers: Mapping[str, Mapping[str, int]], head_dims: Sequence[Seq
         head_dim: dims of a head.
     """
     table = Table(title="Where it lies", box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
-    table.caption = f"{SHADES[0]} no head; {SHADES[1:]} up to a quarter, half, three quarters, all of its dims"
+    table.caption = f"{SHADES[0]} none, {SHADES[1:]} up to 1/4, 1/2, 3/4, all of a head's dims\n"
     table.add_column("layer", justify="right")
     table.add_column("heads 0 to " + str(len(head_dims[0]) - 1), no_wrap=True)
     for heading in ("heads", "head dims", "MLP neurons"):
