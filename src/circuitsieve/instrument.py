@@ -4,7 +4,7 @@ Every hook lives inside one context manager and is removed when it ends, also by
 and never saw an activation is an error (`HookNotFired`), never a silent no-op.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from types import MappingProxyType
@@ -52,6 +52,7 @@ def masked(
     checkpointed: int = 0,
     consume: bool = False,
     lean: Lean | None = None,
+    first: int = 0,
 ) -> Iterator[None]:
     """Mix baselines into every forward pass: `lerp(baseline, activation, mask)` at each site that has a mask.
 
@@ -65,6 +66,8 @@ def masked(
     With `consume`, each baseline is taken out of the mapping as soon as it is mixed in: memory for what comes later. Then
     there can be but one forward pass, and no layer can be run again.
 
+    Layers before `first` are left alone (they need not run: `resumed`).
+
     With `lean`, the units that it takes for closed count as masked by 0, whatever their masks, and are not computed. All its
     sites must have masks, and no layer can be run again.
     """
@@ -75,7 +78,7 @@ def masked(
     for kind, mask in site_masks.items():
         skip = mask.all(dim=1).tolist() if mask.dtype == torch.bool else [False] * len(mask)
         for layer, row in enumerate(mask.unbind(0)):
-            if not skip[layer]:
+            if layer >= first and not skip[layer]:
                 site = Site(kind, layer)
                 edits[site] = partial(_mixed, row, take, site)
                 if site in lean_sites:
@@ -197,7 +200,6 @@ def _edited(
 @contextmanager
 def _checkpointed(block: nn.Module, again: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
     """Keep only the input of a block for the backward pass, which runs it once more, in the context `again`."""
-    own = block.__dict__.get("forward")
     run = partial(
         checkpoint,
         block.forward,
@@ -205,6 +207,47 @@ def _checkpointed(block: nn.Module, again: Callable[[], AbstractContextManager[N
         preserve_rng_state=False,
         context_fn=lambda: (nullcontext(), again()),
     )
+    with _forwarding(block, run):
+        yield
+
+
+@contextmanager
+def blocks_recorded(subject: Subject) -> Iterator[list[Any]]:
+    """What every block returns in a forward pass, as it returns it; a second pass overwrites the first."""
+    outputs: list[Any] = [None] * len(subject.architecture.blocks)
+
+    def keep(layer: int, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        outputs[layer] = output
+
+    with ExitStack() as handles:
+        for layer, block in enumerate(subject.architecture.blocks):
+            handles.callback(block.register_forward_hook(partial(keep, layer)).remove)
+        yield outputs
+
+
+@contextmanager
+def resumed(subject: Subject, outputs: Sequence[Any], first: int) -> Iterator[None]:
+    """Begin forward passes at a layer: the blocks before it return what they returned for the same tokens before.
+
+    Args:
+        subject: the model.
+        outputs: of all blocks (`blocks_recorded`), in a pass that did nothing else before that layer.
+        first: the first layer that runs.
+    """
+    with ExitStack() as contexts:
+        for block, output in zip(subject.architecture.blocks[:first], outputs, strict=False):
+            contexts.enter_context(_forwarding(block, partial(_same, output)))
+        yield
+
+
+def _same(output: Any, *_: Any, **__: Any) -> Any:
+    return output
+
+
+@contextmanager
+def _forwarding(block: nn.Module, run: Callable[..., Any]) -> Iterator[None]:
+    """Let a block do something else than its own forward pass; its hooks stay."""
+    own = block.__dict__.get("forward")
     try:
         block.__dict__["forward"] = run
         yield

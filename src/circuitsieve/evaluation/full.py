@@ -55,7 +55,7 @@ class Section:
     """How many circuits it runs."""
     measure: Callable[[Evidence], Measured]
     extra: Callable[[Evidence], float] = lambda _: 0.0
-    """What else it takes, in runs on the few pairs."""
+    """What else it takes, in runs on the few pairs; below 0 where a run takes less."""
 
 
 def _alone(name: str, measure: Callable[[Harness], Summary], runs: Callable[[Evidence], int]) -> Section:
@@ -89,7 +89,12 @@ SECTIONS = (
     _alone("sufficiency", sufficiency, lambda evidence: 1 + evidence.harness.config.tested_circuits),
     _alone("necessity", necessity, _necessity_runs),
     Section(("cpr", "cmd"), lambda evidence: len(SIZES) * (evidence.ranking is not None), _areas),
-    _alone("minimality", minimality, _minimality_runs),
+    Section(
+        ("minimality",),
+        _minimality_runs,
+        lambda e: {"minimality": minimality(e.harness)},
+        lambda e: -_minimality_runs(e) / 2,  # each begins at the layer of its node
+    ),
     Section(
         ("other_ablations",),
         lambda _: len(OTHERS),

@@ -11,7 +11,17 @@ import torch
 from circuitsieve.ablations import with_counterfactuals
 from circuitsieve.circuit import Circuit
 from circuitsieve.data import Example, PairBatch, batches
-from circuitsieve.evaluation.metrics import Anchors, Outcome, Summary, point_values, run_anchors, run_circuit, summarise
+from circuitsieve.evaluation.metrics import (
+    Anchors,
+    Begun,
+    Outcome,
+    Summary,
+    begin,
+    point_values,
+    run_anchors,
+    run_circuit,
+    summarise,
+)
 from circuitsieve.references import References
 from circuitsieve.store import Store
 from circuitsieve.subject import Subject
@@ -92,16 +102,26 @@ class Harness:
         """Randomness that follows from the seed of the configuration."""
         return torch.Generator().manual_seed(self.config.seed + seed)
 
-    def run(self, circuit: Circuit, sample: Sample, what: str) -> Outcome:
+    def run(self, circuit: Circuit, sample: Sample, what: str, begun: Begun | None = None, first: int = 0) -> Outcome:
         """Run a circuit on some of the pairs.
 
         Args:
             circuit: of the same search.
             sample: `all` or `few`.
             what: it is for.
+            begun: passes on these pairs of a circuit that differs only from the layer `first` on.
+            first: the first layer that has to be run then.
         """
         self.tick(what)
-        return run_circuit(circuit, self.references, sample.batches)
+        return run_circuit(circuit, self.references, sample.batches, begun, first)
+
+    def begin(self) -> Begun | None:
+        """The passes of the circuit on the few pairs, layer by layer, if there is room for them."""
+        space, dtype = self.circuit.space, self.subject.model.dtype
+        tokens = sum(batch.clean.numel() for batch in self.few.batches)
+        if tokens * space.width * space.layers * dtype.itemsize > self.config.memory_gb * 2**30 / 4:
+            return None
+        return begin(self.circuit, self.references, self.few.batches)
 
     def each(self, circuits: Iterable[Circuit], what: str) -> list[Outcome]:
         """Run many circuits on the few pairs."""

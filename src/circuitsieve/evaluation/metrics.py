@@ -5,7 +5,8 @@ averaging, (m(C) - m(empty)) / (m(full) - m(empty)), m = logit difference.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from scipy import stats
 
 from circuitsieve.circuit import Circuit
 from circuitsieve.data import PairBatch
-from circuitsieve.instrument import answer_logits, masked
+from circuitsieve.instrument import answer_logits, blocks_recorded, masked, resumed
 from circuitsieve.objective import PairMetrics, measure
 from circuitsieve.references import Reference, References
 
@@ -66,16 +67,43 @@ class Anchors:
         return reachable is not None and not reachable[0] <= 0 <= reachable[1]
 
 
-def run_circuit(circuit: Circuit, references: References, batches: Sequence[PairBatch]) -> Outcome:
-    """Run a circuit on every pair."""
+Begun = Mapping[PairBatch, Sequence[Any]]
+"""What every block returned, batch by batch, when a circuit was run (`begin`)."""
+
+
+def run_circuit(
+    circuit: Circuit, references: References, batches: Sequence[PairBatch], begun: Begun | None = None, first: int = 0
+) -> Outcome:
+    """Run a circuit on every pair.
+
+    Args:
+        circuit: what is run.
+        references: of its ablation.
+        batches: the pairs.
+        begun: the passes of another circuit that is the same before the layer `first`, which need not be made again.
+        first: the first layer where the two differ.
+    """
+    subject, masks = references.subject, circuit.site_masks()
 
     def one(batch: PairBatch) -> PairMetrics:
         reference = references(batch)
-        with torch.no_grad(), masked(references.subject, circuit.site_masks(), reference.baselines):
-            logits = answer_logits(references.subject, batch.clean, batch.positions, reference.prefix)
+        start = nullcontext() if begun is None else resumed(subject, begun[batch], first)
+        layer = 0 if begun is None else first
+        with torch.no_grad(), start, masked(subject, masks, reference.baselines, first=layer):
+            logits = answer_logits(subject, batch.clean, batch.positions, reference.prefix)
         return measure(reference.full, logits, batch.targets)
 
     return Outcome.join(one(batch) for batch in batches)
+
+
+def begin(circuit: Circuit, references: References, batches: Sequence[PairBatch]) -> Begun:
+    """Run a circuit and keep what every block returns."""
+    begun = {}
+    for batch in batches:
+        with blocks_recorded(references.subject) as outputs:
+            run_circuit(circuit, references, [batch])
+        begun[batch] = outputs
+    return begun
 
 
 def run_anchors(references: References, batches: Sequence[PairBatch]) -> Anchors:

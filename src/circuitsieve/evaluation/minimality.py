@@ -33,15 +33,17 @@ def minimality(harness: Harness) -> Summary:
     circuit, few = harness.circuit, harness.few
     own = harness.run(circuit, few, "minimality")
     nodes, strangers = chosen_nodes(harness), null_nodes(harness)
-    full = abs(few.anchors.full.mean("metric"))
+    full, begun = abs(few.anchors.full.mean("metric")), harness.begin()
+
+    def turned(node: Node, *, keep: bool) -> Outcome:
+        """The circuit with a node changed; what comes before its layer is as in the circuit."""
+        return harness.run(changed(circuit, node, keep=keep), few, "minimality", begun, node.layer)
+
     effects, sizes = {}, {}
     for node in nodes:
-        outcome = harness.run(changed(circuit, node, keep=False), few, "minimality")
+        outcome = turned(node, keep=False)
         effects[node], sizes[node] = (own.mean("metric") - outcome.mean("metric")) / full, _moved(own, outcome)
-    nulls = {
-        g: [_moved(own, harness.run(changed(circuit, node, keep=True), few, "minimality")) for node in some]
-        for g, some in strangers.items()
-    }
+    nulls = {g: [_moved(own, turned(node, keep=True)) for node in some] for g, some in strangers.items()}
     raw = {
         node: beats_most(sum(sizes[node] > null for null in nulls[node.granularity]), len(nulls[node.granularity]))
         for node in nodes
