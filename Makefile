@@ -14,8 +14,9 @@ run: $(VENV)/installed
 run-smollm2: $(VENV)/smollm2
 	$(BIN)/circuitsieve discover --model smollm2 --task ioi --max-kl 0.16 --out runs/smollm2-ioi --overwrite
 
+# Tiny models: a process for each core is quicker than several threads in one.
 test: lint $(VENV)/smollm2
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 	$(BIN)/python -m pytest -m smollm2
 
 lint: $(VENV)/dev
