@@ -106,6 +106,15 @@ def test_refusals(model: object, message: str):
         selfcheck(refused)
 
 
+def test_a_final_norm_that_is_not_there_is_a_wrong_row(monkeypatch: pytest.MonkeyPatch):
+    rows = [
+        replace(row, final_norm="last_norm") if "llama" in row.model_types else row for row in architectures.FAMILIES
+    ]
+    monkeypatch.setattr(architectures, "FAMILIES", tuple(rows))
+    with pytest.raises(UnsupportedModel, match="found no final norm at 'last_norm' of LlamaForCausalLM"):
+        architecture_of(shared("llama").model)
+
+
 def test_every_supported_family_is_tested():
     tested = {shared(family).model.config.model_type for family in FAMILIES}
     assert tested == set(supported_model_types())

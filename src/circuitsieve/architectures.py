@@ -319,6 +319,8 @@ def architecture_of(model: nn.Module) -> Architecture:
     blocks = decoder.get_submodule(family.blocks)
     if not isinstance(blocks, nn.ModuleList):
         raise UnsupportedModel(f"model: found no list of blocks at {family.blocks!r} of {type(model).__name__}")
+    if not hasattr(decoder, family.final_norm):
+        raise UnsupportedModel(f"model: found no final norm at {family.final_norm!r} of {type(model).__name__}")
     return Architecture(
         family,
         tuple(blocks),

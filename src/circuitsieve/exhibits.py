@@ -70,9 +70,10 @@ def exhibits(
         on("answers")
         shown = {"prompts": _prompts(harness, test[:PROMPTS], loaded.tokenizer)}
         curve = []
-        for size in sizes:
-            on("sizes")
-            curve.append(_point(harness, ranking, size))
+        if ranking is not None:
+            for size in sizes:
+                on("sizes")
+                curve.append(_point(harness, ranking, size))
         on("attention")
         shown["attention"] = _attention(harness, test[:LOOKED_AT], loaded.tokenizer)
         lens = Lens.of(subject)
@@ -126,9 +127,8 @@ def _likely(logits: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[dict[str
     ]
 
 
-def _point(harness: Harness, ranking: Ranking | None, size: float) -> dict[str, float | None]:
+def _point(harness: Harness, ranking: Ranking, size: float) -> dict[str, float | None]:
     """The circuit that a ranking has at a size, on the few pairs."""
-    assert ranking is not None
     masks = ranking.cut(ranking.threshold_at(size))
     cut = Circuit(ranking.space, masks, harness.circuit.ablation, harness.circuit.constants)
     (outcome,) = harness.each([cut], "sizes")
