@@ -15,6 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from circuitsieve.ablations import with_counterfactuals
 from circuitsieve.circuit import Circuit
 from circuitsieve.exhibits import PROMPTS, exhibits
 from circuitsieve.judging import load_run_model, run_pairs
@@ -24,7 +25,7 @@ from circuitsieve.report.page import RunRecord, page
 from circuitsieve.report.terminal import layer_table
 from circuitsieve.runs import RunFolder
 from circuitsieve.subject import Subject
-from circuitsieve.vocabulary import Granularity
+from circuitsieve.vocabulary import Ablation, Granularity
 from tiny_cli import call, complaint
 from tiny_runs import Found, saved
 
@@ -105,6 +106,28 @@ def test_answers_are_those_of_the_model(run: RunFolder, shown: dict[str, Any]):
         assert [answer["token"] for answer in prompt["full"]] == [loaded.tokenizer.decode([t]) for t in best]
         assert [answer["probability"] for answer in prompt["full"]] == pytest.approx(said[best].tolist(), abs=1e-4)
     assert any(prompt["circuit"] != prompt["complement"] for prompt in shown["prompts"])
+
+
+def test_answers_of_a_circuit_are_those_on_the_prompts_that_it_is_ablated_to(run: RunFolder):
+    """With resample: another pair's clean prompt, not the pair's own corrupted one."""
+    loaded, (circuit, _) = load_run_model(run), run.read_circuit()
+    test = [e for e in run_pairs(run, loaded).test if len(e.clean) == len(run_pairs(run, loaded).test[0].clean)]
+    empty = Circuit(circuit.space, circuit.space.full(False), Ablation.RESAMPLE)
+    said = exhibits(loaded, empty, None, test)["prompts"]
+    for prompt, example in zip(said, with_counterfactuals(test, Ablation.RESAMPLE), strict=False):
+        with torch.no_grad():
+            likely = loaded.model(torch.tensor([example.corrupted])).logits[0, -1].softmax(-1)
+        expected = likely.sort(descending=True).values[: len(prompt["circuit"])]
+        assert [answer["probability"] for answer in prompt["circuit"]] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert any(
+        e.corrupted != o.corrupted for e, o in zip(test, with_counterfactuals(test, Ablation.RESAMPLE), strict=True)
+    )
+
+
+def test_attention_of_long_prompts_is_left_out(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
+    loaded, (circuit, _) = load_run_model(run), run.read_circuit()
+    monkeypatch.setattr("circuitsieve.exhibits.LONGEST", 1)
+    assert exhibits(loaded, circuit, None, run_pairs(run, loaded).test)["attention"] == []
 
 
 def test_heads_and_neurons_are_those_that_are_kept(run: RunFolder, shown: dict[str, Any]):

@@ -30,6 +30,8 @@ LIKELY = 3
 """Tokens that are shown of each answer."""
 LOOKED_AT = 2
 """Prompts whose attention is shown."""
+LONGEST = 40
+"""Tokens of such a prompt."""
 WORDS = 4
 """Tokens that a node promotes, and as many that it demotes."""
 SIZES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
@@ -68,14 +70,14 @@ def exhibits(
     with frozen(loaded.model):
         harness = Harness(subject, circuit, test, config)
         on("answers")
-        shown = {"prompts": _prompts(harness, test[:PROMPTS], loaded.tokenizer)}
+        shown = {"prompts": _prompts(harness, loaded.tokenizer)}
         curve = []
         if ranking is not None:
             for size in sizes:
                 on("sizes")
                 curve.append(_point(harness, ranking, size))
         on("attention")
-        shown["attention"] = _attention(harness, test[:LOOKED_AT], loaded.tokenizer)
+        shown["attention"] = _attention(harness, loaded.tokenizer)
         lens = Lens.of(subject)
         on("heads")
         heads: dict[int, Any] = {}
@@ -96,15 +98,16 @@ def exhibits(
     }
 
 
-def _prompts(harness: Harness, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+def _prompts(harness: Harness, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """The most likely next tokens by the full model, the circuit and its complement."""
+    masks = {"circuit": harness.circuit.site_masks(), "complement": harness.circuit.complement().site_masks()}
     shown: list[dict[str, Any]] = []
-    for example in examples:
+    for example in harness.examples[:PROMPTS]:
         (batch,) = batches([example], 1, device=harness.subject.device)
         reference = harness.references(batch, again=False)
         said = {"full": reference.full}
-        for name, circuit in (("circuit", harness.circuit), ("complement", harness.circuit.complement())):
-            with torch.no_grad(), masked(harness.subject, circuit.site_masks(), reference.baselines):
+        for name, site_masks in masks.items():
+            with torch.no_grad(), masked(harness.subject, site_masks, reference.baselines):
                 said[name] = answer_logits(harness.subject, batch.clean, batch.positions, reference.prefix)
         pair = example.pair
         shown.append(
@@ -136,11 +139,10 @@ def _point(harness: Harness, ranking: Ranking, size: float) -> dict[str, float |
     return {"size": cut.size, **{name: values[name] for name in ("kl", "accuracy", "faithfulness")}}
 
 
-def _attention(
-    harness: Harness, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
-) -> list[dict[str, Any]]:
-    """Where the kept heads of the full model look: bytes of 0 to 255, [from, to], in base64."""
+def _attention(harness: Harness, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """Where the kept heads of the full model look: bytes of 0 to 255, [from, to], in base64. Long prompts would fill the page."""
     subject, kept = harness.subject, harness.circuit.masks[Granularity.HEAD]
+    examples = [example for example in harness.examples if len(example.clean) <= LONGEST][:LOOKED_AT]
     prompts = [torch.tensor(example.clean, device=subject.device) for example in examples]
     shown = []
     patterns_of = attention_patterns(subject, prompts)

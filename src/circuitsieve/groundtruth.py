@@ -41,7 +41,6 @@ PRESS = 5.0
 """What falling short of it costs, against a nat of the answers."""
 NEEDED = 0.05
 """Nats: a node of the set whose ablation costs less does not count as known."""
-GRANULARITIES = (Granularity.HEAD, Granularity.MLP_NEURON)
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,12 @@ class Lens:
             k: tokens of each kind.
         """
         weight = self.subject.architecture.unembedding.get_parameter("weight")
-        read = _linear(self.norm, directions.to(weight))
-        found = [(part @ weight.T).topk(k) for part in torch.split(read, ROWS)]
-        against = [(part @ weight.T).topk(k, largest=False) for part in torch.split(read, ROWS)]
-        return Words(*(torch.cat([top.indices for top in tops]).cpu() for tops in (found, against)))
+        promoted, demoted = [], []
+        for part in torch.split(_linear(self.norm, directions.to(weight)), ROWS):
+            scores = part @ weight.T
+            promoted.append(scores.topk(k).indices.cpu())
+            demoted.append(scores.topk(k, largest=False).indices.cpu())
+        return Words(torch.cat(promoted), torch.cat(demoted))
 
     @torch.no_grad()
     def neurons(self, layer: int) -> Float[Tensor, "neurons width"]:

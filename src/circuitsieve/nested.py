@@ -27,8 +27,8 @@ Summed = Callable[[Scores], Scores]
 """From the scores of nodes to those of units and of what else has no children (`NodeSpace.summed`)."""
 Share = Callable[[Masks], Float[Tensor, ""]]
 """What the masks of the nodes without children keep of the model (`costs.soft_share`)."""
-WHOLE = 1 + 1e-6
-"""A share may be passed by the rounding of float32."""
+ROUNDING = 1e-6
+"""By which share of it a size may be passed: that of float32."""
 
 
 class Nested(nn.Module):
@@ -110,7 +110,7 @@ class Nested(nn.Module):
         def kept(count: int) -> float:
             return float(self.share({g: (s > thresholds[count]).to(s) for g, s in scores.items()}))
 
-        count = max(0, bisect_right(range(len(thresholds)), float(size) * WHOLE, key=kept) - 1)
+        count = max(0, bisect_right(range(len(thresholds)), float(size) * (1 + ROUNDING), key=kept) - 1)
         return {g: s - thresholds[count] for g, s in scores.items()}
 
     def _bisected(self, scores: Scores, size: Size, temperature: float) -> Float[Tensor, ""]:

@@ -91,8 +91,9 @@ class Harness:
         self.subject, self.circuit, self.config, self.tick = subject, circuit, config, tick
         store = Store(int(config.memory_gb * 2**30))
         self.references = References(subject, circuit.ablation, constants=circuit.constants, store=store)
-        prepared = with_counterfactuals(examples, circuit.ablation, config.seed)
-        every = batches(prepared, config.batch_size, device=subject.device, seed=config.seed)
+        self.examples = with_counterfactuals(examples, circuit.ablation, config.seed)
+        """Every pair in its order, with the prompt that the baselines are run on as the corrupted one."""
+        every = batches(self.examples, config.batch_size, device=subject.device, seed=config.seed)
         self.all = Sample(self.references, every)
         """Every pair."""
         self.few = Sample(self.references, _spread(every, max(1, config.random_pairs // config.batch_size)))

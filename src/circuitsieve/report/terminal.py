@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from circuitsieve.selfcheck import CheckResult
     from circuitsieve.sweep import Point
 
-CONTROLS = {"full": "full", "empty": "empty", "complement": "complement", "random": "random"}
-"""Columns of the card beside the circuit's own: headings and sections."""
+CONTROLS = ("full", "empty", "complement", "random")
+"""Sections of the card that stand beside the circuit's own."""
 NAMED_AT_MOST = 40
 """Nodes that only one of two circuits has."""
 SHADES = "·░▒▓█"
@@ -162,7 +162,7 @@ def layer_table(layers: Mapping[str, Mapping[str, int]], head_dims: Sequence[Seq
 
 def card_table(card: Mapping[str, Any]) -> Table:
     """Metrics on held-out pairs, the circuit beside its controls."""
-    controls = {heading: section for heading, section in CONTROLS.items() if section in card}
+    controls = [section for section in CONTROLS if section in card]
     title = f"On {card['test']['n']:.0f} held-out pairs"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True, pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -172,7 +172,7 @@ def card_table(card: Mapping[str, Any]) -> Table:
         if metric not in card["test"]:
             continue
         found, bounds = card["test"][metric], card["intervals"]["test"].get(metric)
-        others = [number(card[section].get(metric), digits) for section in controls.values()]
+        others = [number(card[section].get(metric), digits) for section in controls]
         table.add_row(label, number(found, digits), interval(bounds, digits), *others)
     return table
 
