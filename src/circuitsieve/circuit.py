@@ -6,23 +6,27 @@ holds a score for every searched node; cutting it anywhere gives a circuit.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuitsieve import display
 from circuitsieve.costs import ParameterCount, parameters, share
 from circuitsieve.errors import ConfigError
 from circuitsieve.masks import BoolMasks, Scores, counts, cut, equal
 from circuitsieve.nodes import Activations, NodeSpace, SiteMasks
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation, Granularity, SiteKind
+from circuitsieve.wording import kept_rows, number, percent
 
+SIZES_SHOWN = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+"""At which a ranking is shown."""
 ROUNDING = 1e-9
 """By which share a size may be passed: a share of whole units is no exact number."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Circuit:
     """A frozen set of kept nodes, and the baseline that every other node is replaced by."""
 
@@ -30,7 +34,7 @@ class Circuit:
     masks: BoolMasks
     """Every granularity, [layers, n], on the CPU; cleaned up when the circuit is made."""
     ablation: Ablation = Ablation.CORRUPTED
-    constants: Activations | None = field(default=None, repr=False)
+    constants: Activations | None = None
     """The constant baselines of every site, where the ablation is no run."""
 
     def __post_init__(self) -> None:
@@ -113,12 +117,34 @@ class Circuit:
         """Exact parameters of the projections that a surgically reduced copy would keep, and all of them."""
         return parameters(self.space, self.masks)
 
+    @property
+    def head_dims(self) -> list[list[int]]:
+        """Kept dims of every head, layer by layer."""
+        dims = self.space.kept_units(self.masks)[SiteKind.ATTN_READ]
+        return dims.view(*self.space.shape(Granularity.HEAD), -1).sum(-1).tolist()
+
+    @property
+    def mlp_neurons(self) -> list[int]:
+        """Kept MLP neurons of every layer."""
+        return self.space.kept_units(self.masks)[SiteKind.MLP_READ].sum(1).tolist()
+
     def nodes(self, *granularities: Granularity) -> list[str]:
         """Names of the kept nodes of the given granularities (all of them by default)."""
         return list(self.space.names({g: self.masks[g] for g in granularities or Granularity}))
 
+    def __repr__(self) -> str:
+        kept = (f"{self.counts[g][0]:,} of {self.counts[g][1]:,} {g}s" for g in (Granularity.HEAD, *UNIT_GRANULARITIES))
+        return f"Circuit({percent(self.size)} of the units: {', '.join(kept)}; ablation {self.ablation})"
 
-@dataclass(frozen=True, eq=False)
+    def _repr_html_(self) -> str:
+        """For notebooks: the map of heads and MLPs, and what is kept of each granularity."""
+        rows = kept_rows({str(g): count for g, count in self.counts.items()}, self.size, self.parameters)
+        space = self.space
+        picture = display.circuit_map(self.head_dims, space.head_dim, self.mlp_neurons, space.neurons, repr(self))
+        return display.paragraph(repr(self)) + picture + display.table(rows)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Ranking:
     """A score per searched node; a unit scores the minimum over the nodes that contain it. Higher = kept longer."""
 
@@ -148,6 +174,19 @@ class Ranking:
         """Scores of all head dims, then of all MLP neurons, layer by layer."""
         scores, always = self.space.lowest(self.scores), torch.tensor(torch.inf)
         return torch.cat([scores.get(g, always.expand(self.space.shape(g))).flatten() for g in UNIT_GRANULARITIES])
+
+    def __repr__(self) -> str:
+        return f"Ranking({', '.join(f'{scores.numel():,} {g}s' for g, scores in self.scores.items())})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what it keeps at several sizes."""
+        shown = (Granularity.HEAD, *UNIT_GRANULARITIES)
+        rows = [["size", "threshold", *map(str, shown)]]
+        for size in SIZES_SHOWN:
+            threshold = self.threshold_at(size)
+            kept = Circuit(self.space, self.cut(threshold)).counts
+            rows.append([f"{size:.0%}", number(threshold, 3), *(f"{kept[g][0]:,}" for g in shown)])
+        return display.paragraph(repr(self)) + display.table(rows, "Nodes kept where it is cut at a size")
 
 
 def clean_up(masks: BoolMasks, space: NodeSpace, ablation: Ablation) -> dict[Granularity, Bool[Tensor, "#layers _"]]:

@@ -5,10 +5,12 @@ a user can cause is one line on stderr and exit status 2.
 """
 
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.text import Text
 
 from circuitsieve import comparisons, lookups
 from circuitsieve.config import DiscoveryConfig
@@ -161,12 +163,13 @@ def evaluate(
         Print the card as JSON on stdout, everything else on stderr.
     """
     from circuitsieve.judging import evaluate_run
+    from circuitsieve.publishing import EXHIBITS, renew_report
 
     with RichReporter() as reporter:
         folder, card = evaluate_run(run, reporter, data=data, device=device, full=full, fresh=again)
-        if data is None and folder.has("report.html"):
-            reporter.say(f"report.html shows the card as it was; renew it with `circuitsieve report {run}`")
     with damage_named(run):
+        if data is None and folder.has(EXHIBITS):
+            renew_report(folder)
         print_run(folder.read_json("circuit.json"), card.values, run, json)
     return 0
 
@@ -187,6 +190,29 @@ def report(run: str, /, *, device: str | None = None) -> int:
     with RichReporter() as reporter, damage_named(run):
         path = report_run(run, reporter, device=device)
     Console().print(f"Report: {path}", soft_wrap=True)
+    return 0
+
+
+@app.command
+def figures(
+    run: str, /, *, out: Path, kind: Annotated[Literal["svg", "pdf"], Parameter(name="--format")] = "pdf"
+) -> int:
+    """Write the figures of a run for a paper: vector graphics, each with its data as CSV beside it.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    out
+        The folder of the figures.
+    kind
+        What they are written as.
+    """
+    from circuitsieve.publishing import write_figures
+
+    with damage_named(run):
+        for path in write_figures(run, out, kind):
+            Console().print(Text(str(path)), soft_wrap=True)
     return 0
 
 

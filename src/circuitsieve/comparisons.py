@@ -1,5 +1,7 @@
 """Commands that compare: several methods at several sizes, and finished runs."""
 
+from pathlib import Path
+
 from rich.console import Console
 
 from circuitsieve.console import damage_named, print_json
@@ -57,21 +59,27 @@ def sweep(
     return 0
 
 
-def compare(*runs: str, json: bool = False) -> int:
+def compare(*runs: str, html: Path | None = None, json: bool = False) -> int:
     """Show how runs differ: their sizes and metrics side by side, what their circuits share, and what only one has.
 
     Parameters
     ----------
     runs
         The folders of two or more runs on models of the same shape.
+    html
+        Also write it as a page with the circuits drawn, into this file; it opens offline.
     json
         Print one JSON document.
     """
+    from circuitsieve.files import write_bytes
     from circuitsieve.overlap import compared
+    from circuitsieve.report.comparison import comparison_page
     from circuitsieve.report.terminal import comparison_view
 
     found = compared(runs)
     with damage_named(" ".join(runs)):
+        if html is not None:
+            write_bytes(html, comparison_page(found).encode())
         if json:
             print_json(found)
         else:

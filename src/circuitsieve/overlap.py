@@ -53,6 +53,9 @@ def _facts(folder: RunFolder, circuit: Circuit) -> dict[str, Any]:
         "size": circuit.size,
         "parameters": circuit.share("parameters"),
         "kept": {str(g): kept for g, (kept, _) in circuit.counts.items()},
+        "space": {name: getattr(circuit.space, name) for name in ("layers", "heads", "head_dim", "neurons")},
+        "head_dims": circuit.head_dims,
+        "mlp_neurons": circuit.mlp_neurons,
         **{section: card.get(section) for section in SECTIONS},
     }
 

@@ -8,6 +8,7 @@ circuit.json           counts, coarse node names, size, parameters
 history.jsonl          one line per step
 card.json              the evaluation on held-out pairs
 sections.json          what was measured for it, and all that this depends on
+exhibits.json          what the model was asked for the report
 report.html            all of it for people, in one page
 """
 
@@ -42,6 +43,7 @@ _RUN_FILES = (
     "history.jsonl",
     "card.json",
     "sections.json",
+    "exhibits.json",
     "report.html",
 )
 _COARSE = (Granularity.EMBED, Granularity.LAYER, Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK, Granularity.HEAD)
@@ -283,8 +285,5 @@ def summary(circuit: Circuit) -> dict[str, Any]:
         "parameters": {"kept": parameters.kept, "total": parameters.total},
         "kept": {str(g): {"kept": kept, "total": total} for g, (kept, total) in circuit.counts.items()},
         "nodes": circuit.nodes(*_COARSE),
-        "head_dims": circuit.masks[Granularity.HEAD_DIM]
-        .view(*circuit.space.shape(Granularity.HEAD), -1)
-        .sum(-1)
-        .tolist(),
+        "head_dims": circuit.head_dims,
     }

@@ -4,18 +4,16 @@ A method that learns is run once for every size, and once is enough for one that
 run is kept as soon as it is done, and is not made again by the same sweep: `runs/` has its folder, `points/` what was measured.
 """
 
-import csv
-import io
 import json
 import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from circuitsieve import files
+from circuitsieve import figures, files, frames
 from circuitsieve.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
@@ -24,7 +22,6 @@ from circuitsieve.errors import ConfigError, RunError
 from circuitsieve.evaluation import Summary, measure_circuits
 from circuitsieve.models import LoadedModel, load_model
 from circuitsieve.provenance import fingerprint, hash_of, records
-from circuitsieve.report.figures import sweep_figure
 from circuitsieve.reporting import Reporter
 from circuitsieve.vocabulary import Granularity, Method
 from circuitsieve.workflow import Job, search, usable_pairs
@@ -250,9 +247,5 @@ def write_tables(out: Path, points: Sequence[Point], title: str) -> None:
     knees = {method: knee(curve) for method, curve in curves.items()}
     summary = {method: {"curve": curve, "knee": knees[method]} for method, curve in curves.items()}
     files.write_json(out / "sweep.json", {"title": title, "points": rows, "methods": summary})
-    table = io.StringIO()
-    writer = csv.DictWriter(table, [field.name for field in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_bytes(out / "sweep.csv", table.getvalue().encode())
-    files.write_bytes(out / "sweep.svg", sweep_figure(rows, knees, title))
+    points_frame = frames.sweep({"points": rows})
+    figures.save(figures.sweep(points_frame, knees, title), points_frame, out / "sweep.svg")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from circuitsieve import display
 from circuitsieve.circuit import Circuit
 from circuitsieve.data import Example
 from circuitsieve.errors import ModelError
@@ -20,7 +21,8 @@ from circuitsieve.evaluation.harness import EvaluationConfig, Harness, Progress
 from circuitsieve.evaluation.metrics import Summary
 from circuitsieve.screening import check_fit
 from circuitsieve.subject import Subject, frozen
-from circuitsieve.vocabulary import Granularity, SiteKind
+from circuitsieve.vocabulary import Granularity
+from circuitsieve.wording import metric_rows
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,13 @@ class Card:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.values)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the metrics beside their controls and, of a full card, its verdicts."""
+        rows = metric_rows(self.values)
+        verdicts = [["", ""], *([name, said] for name, said in self.values.get("verdicts", {}).items())]
+        title = f"On {self.values['test']['n']} held-out pairs; intervals hold 95 % of bootstrap samples"
+        return display.table(rows, title) + (display.table(verdicts, "What the tests say") if verdicts[1:] else "")
 
 
 def evaluate(
@@ -168,10 +177,9 @@ def _sizes(circuit: Circuit) -> dict[str, Any]:
 
 def kept_by_layer(circuit: Circuit) -> list[dict[str, int]]:
     """Kept heads, head dims and MLP neurons of every layer."""
-    units = circuit.space.kept_units(circuit.masks)
     columns = {
         "head": circuit.masks[Granularity.HEAD].sum(1).tolist(),
-        "head_dim": units[SiteKind.ATTN_READ].sum(1).tolist(),
-        "mlp_neuron": units[SiteKind.MLP_READ].sum(1).tolist(),
+        "head_dim": [sum(dims) for dims in circuit.head_dims],
+        "mlp_neuron": circuit.mlp_neurons,
     }
     return [{name: int(column[layer]) for name, column in columns.items()} for layer in range(circuit.space.layers)]

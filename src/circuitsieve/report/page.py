@@ -4,21 +4,20 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+import pandas as pd
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
+from circuitsieve import figures, frames
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.report.command import command
-from circuitsieve.report.figures import course_figure, curve_figure
-from circuitsieve.report.terminal import CONTROLS, METRICS, interval, number
+from circuitsieve.report.templates import rendered
 from circuitsieve.runs import PairRecord
 from circuitsieve.vocabulary import Granularity, SiteKind
+from circuitsieve.wording import Rows, kept_rows, metric_rows, number
 
-Rows = list[list[str]]
-"""A table: headings, then rows."""
 BEATEN = 0.95
 """The share of random circuits that one must beat to be trusted."""
 NEAR = 0.05
@@ -46,15 +45,12 @@ def page(run: RunRecord, shown: Mapping[str, Any]) -> str:
         run: the files of the run.
         shown: the exhibits.
     """
-    assets = resources.files("circuitsieve") / "assets/report"
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((assets / "page.html.jinja").read_text("utf-8"))
     card, config = run.card, run.config
     trust, look, why = _trust(card, config["discovery"])
     curve = shown["curve"]
-    return template.render(
-        style=Markup((assets / "style.css").read_text("utf-8")),
-        script=Markup((assets / "page.js").read_text("utf-8")),
+    return rendered(
+        "page.html.jinja",
+        script="page.js",
         task=config["data"].get("task") or "pairs of one's own",
         model=config["model"]["name"],
         folder=run.folder,
@@ -64,15 +60,15 @@ def page(run: RunRecord, shown: Mapping[str, Any]) -> str:
         look=look,
         why=why,
         sections=_sections(run, shown),
-        granularities=_granularities(run.summary),
-        metrics=_metrics(card),
+        granularities=_kept(run.summary),
+        metrics=metric_rows(card),
         pairs_judged=card["test"]["n"],
         pairs_few=card.get("random", card["test"])["n"],
         verdicts=card.get("verdicts", {}),
         nulls=_nulls(card),
         curve=[["size", "KL, nats", "accuracy", "faithfulness"], *(_curve_row(point) for point in curve)],
-        curve_figure=_inline(curve_figure(curve, run.circuit.size)) if curve else "",
-        course_figure=_inline(course_figure(run.history)) if run.history else "",
+        curve_figure=_inline(figures.curve(pd.DataFrame(curve), run.circuit.size)) if curve else "",
+        course_figure=_inline(figures.course(frames.history(run.history))) if run.history else "",
         steps=len(run.history),
         prompts=shown["prompts"],
         dropped=_dropped(run.pairs),
@@ -159,23 +155,9 @@ def _sections(run: RunRecord, shown: Mapping[str, Any]) -> list[tuple[str, str]]
     ]
 
 
-def _granularities(summary: Mapping[str, Any]) -> Rows:
-    rows = [["granularity", "kept", "of", "pruned"]]
-    for name, row in summary["kept"].items():
-        rows.append([name, f"{row['kept']:,}", f"{row['total']:,}", f"{1 - row['kept'] / row['total']:.1%}"])
-    kept, total = summary["parameters"]["kept"], summary["parameters"]["total"]
-    return [*rows, ["parameters", f"{kept:,}", f"{total:,}", f"{1 - kept / total:.1%}"]]
-
-
-def _metrics(card: Mapping[str, Any]) -> Rows:
-    others = [name for name in CONTROLS if name in card]
-    rows = [["", "circuit", "95 % interval", *others]]
-    for metric, (label, digits) in METRICS.items():
-        if metric in card["test"]:
-            bounds = interval(card["intervals"]["test"].get(metric), digits)
-            values = [number(card[name].get(metric), digits) for name in others]
-            rows.append([label, number(card["test"][metric], digits), bounds, *values])
-    return rows
+def _kept(summary: Mapping[str, Any]) -> Rows:
+    counts = {name: (row["kept"], row["total"]) for name, row in summary["kept"].items()}
+    return kept_rows(counts, summary["size"], (summary["parameters"]["kept"], summary["parameters"]["total"]))
 
 
 def _nulls(card: Mapping[str, Any]) -> Rows:
@@ -204,9 +186,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Rows:
     return rows
 
 
-def _inline(svg: bytes) -> Markup:
+def _inline(figure: Figure) -> Markup:
     """A figure to stand inside a page: without the head of a file."""
-    return Markup(re.sub(r"^.*?(?=<svg)", "", svg.decode(), flags=re.DOTALL))
+    return Markup(re.sub(r"^.*?(?=<svg)", "", figures.svg(figure).decode(), flags=re.DOTALL))
 
 
 def _data(run: RunRecord, shown: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Tables of a circuit and its card for the terminal, as rich renderables. Nothing here computes anything."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,30 +9,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from circuitsieve.report.comparison import fact_rows, jaccard_rows
+from circuitsieve.wording import SHADES, Rows, kept_rows, metric_rows, number, shade
+
 if TYPE_CHECKING:
     from circuitsieve.datacheck import CheckedPair, DataReport
     from circuitsieve.plan import Plan
     from circuitsieve.selfcheck import CheckResult
     from circuitsieve.sweep import Point
 
-CONTROLS = ("full", "empty", "complement", "random")
-"""Sections of the card that stand beside the circuit's own."""
 NAMED_AT_MOST = 40
 """Nodes that only one of two circuits has."""
-SHADES = "·░▒▓█"
-"""Of a head: nothing, a quarter, a half, three quarters, all of its dims."""
-METRICS = {
-    "kl": ("KL, nats", 3),
-    "kl_p95": ("KL, 95th centile", 3),
-    "accuracy": ("accuracy", 3),
-    "argmax_accuracy": ("argmax accuracy", 3),
-    "exact_match": ("exact match", 3),
-    "logit_diff": ("logit difference", 2),
-    "prob_diff": ("prob difference", 3),
-    "cutoff_sharpness": ("cutoff sharpness", 3),
-    "faithfulness": ("faithfulness", 3),
-}
-"""Rows of the card: labels and digits."""
 
 
 def plan_table(plan: "Plan") -> RenderableType:
@@ -126,16 +112,17 @@ def _words_table(checked: "CheckedPair") -> Table:
 
 def size_table(summary: Mapping[str, Any]) -> Table:
     """Kept nodes by granularity, read-site units and exact parameters, from the contents of circuit.json."""
+    counts = {name: (row["kept"], row["total"]) for name, row in summary["kept"].items()}
+    headings, *rows = kept_rows(
+        counts, summary["size"], (summary["parameters"]["kept"], summary["parameters"]["total"])
+    )
     table = Table(title="What the circuit keeps", box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("granularity")
-    for heading in ("kept", "of", "pruned"):
-        table.add_column(heading, justify="right")
-    for granularity, row in summary["kept"].items():
-        table.add_row(granularity, f"{row['kept']:,}", f"{row['total']:,}", _share(1 - row["kept"] / row["total"]))
-    table.add_section()
-    table.add_row("read-site units (size)", "", _share(summary["size"]), _share(1 - summary["size"]))
-    kept, total = summary["parameters"]["kept"], summary["parameters"]["total"]
-    table.add_row("parameters", f"{kept:,}", f"{total:,}", _share(1 - kept / total))
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if column else "left")
+    for row in rows:
+        if row is rows[-2]:
+            table.add_section()
+        table.add_row(*row)
     return table
 
 
@@ -155,40 +142,21 @@ def layer_table(layers: Mapping[str, Mapping[str, int]], head_dims: Sequence[Seq
         table.add_column(heading, justify="right")
     for (layer, row), dims in zip(layers.items(), head_dims, strict=True):
         if any(row.values()):
-            shades = "".join(SHADES[math.ceil((len(SHADES) - 1) * kept / head_dim)] for kept in dims)
+            shades = "".join(shade(kept, head_dim) for kept in dims)
             table.add_row(layer, shades, *(f"{row[name]:,}" for name in ("head", "head_dim", "mlp_neuron")))
     return table
 
 
 def card_table(card: Mapping[str, Any]) -> Table:
     """Metrics on held-out pairs, the circuit beside its controls."""
-    controls = [section for section in CONTROLS if section in card]
+    headings, *rows = metric_rows(card)
     title = f"On {card['test']['n']:.0f} held-out pairs"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for heading in ("circuit", "95 % interval", *controls):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for metric, (label, digits) in METRICS.items():
-        if metric not in card["test"]:
-            continue
-        found, bounds = card["test"][metric], card["intervals"]["test"].get(metric)
-        others = [number(card[section].get(metric), digits) for section in controls]
-        table.add_row(label, number(found, digits), interval(bounds, digits), *others)
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if column else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return table
-
-
-def number(value: float | None, digits: int) -> str:
-    """A number with so many digits; a dash where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def interval(bounds: Sequence[float] | None, digits: int) -> str:
-    """Both ends with so many digits; a dash where there is none."""
-    return "-" if bounds is None else f"{bounds[0]:.{digits}f}..{bounds[1]:.{digits}f}"
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f} %"
 
 
 def verdict(card: Mapping[str, Any]) -> Text:
@@ -277,38 +245,22 @@ def _p_value(p: float | None) -> str:
 
 def comparison_view(found: Mapping[str, Any]) -> RenderableType:
     """Runs side by side, from `overlap.compared`."""
-    runs = found["runs"]
-    parts: list[RenderableType] = [_side_by_side(runs)]
+    parts: list[RenderableType] = [_plain(fact_rows(found["runs"]), "Side by side")]
     for pair in found["overlap"]:
-        table = Table(title=Text(" and ".join(pair["runs"])), box=box.SIMPLE_HEAD, title_justify="left")
-        for heading in ("shared", "Jaccard", "by chance"):
-            table.add_column(heading, justify="left" if heading == "shared" else "right")
-        for granularity, row in pair["jaccard"].items():
-            table.add_row(granularity, number(row["jaccard"], 3), number(row["chance"], 3))
-        parts.append(table)
+        parts.append(_plain(jaccard_rows(pair["jaccard"]), " and ".join(pair["runs"])))
         for run, nodes in pair["only"].items():
             more = f" and {len(nodes) - NAMED_AT_MOST} more" if len(nodes) > NAMED_AT_MOST else ""
             parts.append(Text(f"Only in {run}: {', '.join(nodes[:NAMED_AT_MOST]) or 'no block and no head'}{more}\n"))
     return Group(*parts)
 
 
-def _side_by_side(runs: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(title="Side by side", box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("")
-    for run in runs:
-        table.add_column(Text(run), justify="right", overflow="fold")
-    for fact in ("model", "task", "method", "seed"):
-        table.add_row(fact, *(Text("-" if facts[fact] is None else str(facts[fact])) for facts in runs.values()))
-    for fact in ("size", "parameters"):
-        table.add_row(fact, *(_share(facts[fact]) for facts in runs.values()))
-    for granularity in ("head", "head_dim", "mlp_neuron"):
-        table.add_row(f"kept: {granularity}", *(f"{facts['kept'][granularity]:,}" for facts in runs.values()))
-    table.add_section()
-    for metric, (label, digits) in METRICS.items():
-        cards = [facts["test"] or {} for facts in runs.values()]
-        if any(metric in card for card in cards):
-            table.add_row(label, *(number(card.get(metric), digits) for card in cards))
-    table.add_row("random: KL, nats", *(number((facts["random"] or {}).get("kl"), 3) for facts in runs.values()))
+def _plain(rows: Rows, title: str) -> Table:
+    """A table of rows that are written already; what stands in them is text."""
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
+    for column, heading in enumerate(rows[0]):
+        table.add_column(Text(heading), justify="right" if column else "left", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -1,4 +1,3 @@
-"use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const space = data.space;
 
@@ -196,14 +195,6 @@ function filterPrompts() {
   for (const row of document.querySelectorAll("#answers tbody tr")) row.hidden = !row.textContent.toLowerCase().includes(wanted);
 }
 
-function switchTheme() {
-  const root = document.documentElement;
-  const dark = root.classList.contains("dark") || (!root.classList.contains("light") && matchMedia("(prefers-color-scheme: dark)").matches);
-  root.classList.toggle("dark", !dark);
-  root.classList.toggle("light", dark);
-}
-
 drawMap();
 document.getElementById("search").addEventListener("input", search);
 document.getElementById("filter").addEventListener("input", filterPrompts);
-document.getElementById("theme").addEventListener("click", switchTheme);
