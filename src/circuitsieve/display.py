@@ -4,7 +4,7 @@ What stands in them is escaped. They take the colours of the page that they stan
 shares are also written out, in the tips of the picture.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 Rows = Sequence[Sequence[str]]
@@ -34,6 +34,15 @@ def table(rows: Rows, caption: str = "") -> str:
     )
     title = f'<caption style="text-align:left">{escape(caption)}</caption>' if caption else ""
     return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def definitions(said: Mapping[str, str]) -> str:
+    """Names, and what is said of each."""
+    return (
+        "<dl>"
+        + "".join(f"<dt><b>{escape(name)}</b></dt><dd>{escape(text)}</dd>" for name, text in said.items())
+        + "</dl>"
+    )
 
 
 def paragraph(text: str) -> str:

@@ -45,7 +45,7 @@ def circuit_map(heads: pd.DataFrame, layers: pd.DataFrame, neurons: int) -> Figu
         figure = Figure(figsize=(1.8 + 0.22 * shares.shape[1], 0.9 + 0.17 * len(shares)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
         drawn = left.pcolormesh(shares, cmap="Greys", vmin=0, vmax=1, edgecolors="0.8", linewidth=0.5)
-        figure.colorbar(drawn, ax=right, label="kept share of a head's dims", fraction=0.1)
+        figure.colorbar(drawn, ax=right, label="kept share of a head's dims", fraction=0.1, aspect=40)
         right.barh([layer + 0.5 for layer in layers.index], layers["mlp_neuron"] / neurons, height=0.8, color="0.35")
         left.set_xlabel("head")
         left.set_ylabel("layer")

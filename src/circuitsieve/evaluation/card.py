@@ -44,9 +44,8 @@ class Card:
     def _repr_html_(self) -> str:
         """For notebooks: the metrics beside their controls and, of a full card, its verdicts."""
         rows = metric_rows(self.values)
-        verdicts = [["", ""], *([name, said] for name, said in self.values.get("verdicts", {}).items())]
         title = f"On {self.values['test']['n']} held-out pairs; intervals hold 95 % of bootstrap samples"
-        return display.table(rows, title) + (display.table(verdicts, "What the tests say") if verdicts[1:] else "")
+        return display.table(rows, title) + display.definitions(self.values.get("verdicts", {}))
 
 
 def evaluate(
