@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run run-smollm2 test lint clean
+.PHONY: run run-smollm2 test lint docs clean
 
 run: $(VENV)/installed
 	$(BIN)/circuitsieve demo --out runs/demo --overwrite
@@ -25,6 +25,10 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# Opens from disk; searching in it needs a server: python3 -m http.server --directory site
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
 	rm -rf $(VENV)
 
@@ -35,6 +39,10 @@ $(VENV)/bin/pip:
 $(VENV)/installed: $(VENV)/bin/pip pyproject.toml constraints.txt
 	$(INSTALL) torch
 	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/docs: $(VENV)/installed
+	$(INSTALL) --editable ".[docs]"
 	touch $@
 
 $(VENV)/dev: $(VENV)/installed
