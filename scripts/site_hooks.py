@@ -1,6 +1,7 @@
 """What mkdocs does to the pages of the site while it builds them; it finds these functions by their names.
 
 - The page of the command line is made from the program, so that it cannot go stale.
+- Notebooks become pages, with the outputs that they hold.
 - Formulas become MathML, which browsers show without any script.
 - Pictures become part of their page, so that they take the colour of its text.
 - A page that is named as a file, such as `docs/data.md`, becomes a link to it.
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import nbformat
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
@@ -27,9 +29,34 @@ _INDENTED = re.compile(r"\n +(?![* \n-])")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the page of the command line."""
+    """Add the pages that are made: of the command line, and of each notebook, which stays to be downloaded."""
     files.append(File.generated(config, COMMANDS, content=command_line()))
+    for name in [file.src_uri for file in files if file.src_uri.endswith(".ipynb")]:
+        page = notebook_page(Path(config.docs_dir, name))
+        files.append(File.generated(config, name.removesuffix(".ipynb") + ".md", content=page))
     return files
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook as Markdown; its own first heading is the title."""
+    parts = []
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            parts.append(cell.source)
+        else:
+            parts += [f"```python\n{cell.source}\n```", *map(_output, cell.outputs)]
+    return "\n\n".join([*parts, f"[This page as a notebook]({path.name})"])
+
+
+def _output(output: Any) -> str:
+    """The richest form of an output: a picture, HTML or text."""
+    data = output.get("data", {})
+    if "image/svg+xml" in data:
+        drawn = re.sub(r"^.*?(?=<svg)", "", data["image/svg+xml"], flags=re.DOTALL)
+        return f'<div class="output paper">{drawn.strip()}</div>'
+    if "text/html" in data:
+        return f'<div class="output">{data["text/html"].strip()}</div>'
+    return f"```text\n{(output.get('text') or data['text/plain']).rstrip()}\n```"
 
 
 def command_line() -> str:

@@ -82,8 +82,10 @@ def pages(site: Path) -> dict[str, Page]:
 
 
 def test_every_page_is_built_and_stands_in_the_navigation(pages: dict[str, Page]):
-    expected = {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in PAGES} | {"cli.html"}
-    assert set(pages) == expected | {"404.html"}
+    sources = (*PAGES, *DOCS.rglob("*.ipynb"))
+    expected = {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in sources} | {"cli.html"}
+    reports = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.html")}
+    assert set(pages) == expected | reports | {"404.html"}
     linked = {found.get("href") for tag, found in pages["concepts.html"].tags if tag == "a"}
     assert expected - {"concepts.html"} <= linked
 

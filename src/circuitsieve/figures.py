@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.figure
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from circuitsieve import files
 from circuitsieve.errors import ConfigError
@@ -30,6 +30,13 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+
+
+class Figure(matplotlib.figure.Figure):
+    """A matplotlib figure that notebooks show as vector graphics."""
+
+    def _repr_svg_(self) -> str:
+        return svg(self).decode()
 
 
 def circuit_map(heads: pd.DataFrame, layers: pd.DataFrame, neurons: int) -> Figure:

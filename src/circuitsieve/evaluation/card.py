@@ -22,10 +22,13 @@ from circuitsieve.evaluation.metrics import Summary
 from circuitsieve.screening import check_fit
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.vocabulary import Granularity
-from circuitsieve.wording import metric_rows
+from circuitsieve.wording import METRICS, metric_rows, number
+
+SAID = ("kl", "accuracy", "faithfulness")
+"""Metrics by which a card is called."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Card:
     """Nested plain numbers; `intervals` and `reasons` mirror their paths."""
 
@@ -40,6 +43,11 @@ class Card:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.values)
+
+    def __repr__(self) -> str:
+        test = self.values["test"]
+        said = (f"{METRICS[name][0]} {number(test[name], METRICS[name][1])}" for name in SAID if name in test)
+        return f"Card({'; '.join(said)}; {test['n']} pairs)"
 
     def _repr_html_(self) -> str:
         """For notebooks: the metrics beside their controls and, of a full card, its verdicts."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from circuitsieve import figures, frames
 from circuitsieve.circuit import Circuit, Ranking
@@ -186,7 +185,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Rows:
     return rows
 
 
-def _inline(figure: Figure) -> Markup:
+def _inline(figure: figures.Figure) -> Markup:
     """A figure to stand inside a page: without the head of a file."""
     return Markup(re.sub(r"^.*?(?=<svg)", "", figures.svg(figure).decode(), flags=re.DOTALL))
 
