@@ -17,7 +17,7 @@ from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
 from circuitsieve.problem import Problem
-from circuitsieve.provenance import describe_model, describe_pairs, records
+from circuitsieve.provenance import describe_model, describe_run, records
 from circuitsieve.runs import RunFolder
 from circuitsieve.selection import Check, final_cut
 from circuitsieve.subject import Subject, frozen
@@ -60,10 +60,7 @@ class Discovery:
         folder = RunFolder.claim(path, overwrite=overwrite)
         with folder.locked():
             folder.clear()
-            sections = {**self.provenance, "data": describe_pairs(self.pairs)}
-            for name, facts in (about or {}).items():
-                sections[name] = {**sections.get(name, {}), **facts}
-            folder.write_json("config.json", {"discovery": self.config.to_dict(), **sections})
+            folder.write_json("config.json", describe_run(self.config, self.provenance, self.pairs, about or {}))
             folder.write_pairs(records(self.pairs))
             folder.write_lines("history.jsonl", self.history)
             folder.write_circuit(self.circuit, self.ranking, self.check.summary())

@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
 from circuitsieve.pairs import SPLITS
 from circuitsieve.runs import PairRecord
@@ -54,6 +55,23 @@ def describe_pairs(pairs: Pairs) -> dict[str, Any]:
         "dropped": dict(pairs.reasons()),
         "hash": hash_of(records(pairs)),
     }
+
+
+def describe_run(
+    config: DiscoveryConfig, model: Mapping[str, Any], pairs: Pairs, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of config.json.
+
+    Args:
+        config: how the circuit is searched.
+        model: what `describe_model` says.
+        pairs: the pairs.
+        about: further facts by section (`model`, `data`).
+    """
+    sections = {**model, "data": describe_pairs(pairs)}
+    for name, facts in about.items():
+        sections[name] = {**sections.get(name, {}), **facts}
+    return {"discovery": config.to_dict(), **sections}
 
 
 def hash_of(lines: Iterable[PairRecord]) -> str:
