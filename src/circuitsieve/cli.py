@@ -42,6 +42,7 @@ def discover(
     out: str,
     flags: JobFlags = JOB_FLAGS,
     overwrite: bool = False,
+    track: str | None = None,
     dry_run: bool = False,
     json: bool = False,
 ) -> int:
@@ -58,12 +59,15 @@ def discover(
         The folder of the run; new or empty.
     overwrite
         Replace a run that is already in the folder.
+    track
+        Tell an experiment tracker of every step and of what was found: trackio or wandb; offline unless its own variables
+        say otherwise.
     dry_run
         Only say how much time and memory it would take; nothing is written.
     json
         Print the card (of a dry run: the plan) as JSON on stdout, everything else on stderr.
     """
-    job = flags.job(model, task, out, overwrite=overwrite)
+    job = flags.job(model, task, out, overwrite=overwrite, track=track)
     return _plan(job, as_json=json) if dry_run else _discover(job, as_json=json)
 
 
@@ -84,7 +88,7 @@ def plan(*, model: str, task: str, flags: JobFlags = JOB_FLAGS, json: bool = Fal
 
 
 @app.command
-def demo(*, out: str = "runs/demo", overwrite: bool = False, json: bool = False) -> int:
+def demo(*, out: str = "runs/demo", overwrite: bool = False, track: str | None = None, json: bool = False) -> int:
     """Find the circuit of indirect object identification in the bundled model: under a minute, no download.
 
     Parameters
@@ -93,12 +97,14 @@ def demo(*, out: str = "runs/demo", overwrite: bool = False, json: bool = False)
         The folder of the run.
     overwrite
         Replace a run that is already in the folder.
+    track
+        As for `discover`.
     json
         Print the card as JSON on stdout, everything else on stderr.
     """
     from circuitsieve.workflow import Job
 
-    return _discover(Job("demo", "ioi", out, DiscoveryConfig(), overwrite=overwrite), as_json=json)
+    return _discover(Job("demo", "ioi", out, DiscoveryConfig(), overwrite=overwrite, track=track), as_json=json)
 
 
 def _plan(job: "Job", *, as_json: bool) -> int:

@@ -19,6 +19,7 @@ def sweep(
     by: str = "units",
     seeds: tuple[int, ...] = (0,),
     flags: JobFlags = JOB_FLAGS,
+    track: str | None = None,
     json: bool = False,
 ) -> int:
     """Draw size against KL, accuracy and faithfulness for several methods: tables and a figure in one folder.
@@ -42,10 +43,12 @@ def sweep(
         What sizes are shares of: units or parameters.
     seeds
         Each draws its own pairs.
+    track
+        As for `discover`; each search is a tracked run of its own.
     json
         Print the content of sweep.json.
     """
-    job = flags.job(model, task, out)
+    job = flags.job(model, task, out, track=track)
     from circuitsieve.report.terminal import sweep_table
     from circuitsieve.sweep import Sweep, read_sweep, run_sweep
 

@@ -141,7 +141,7 @@ class JobFlags:
     only_correct: bool = False
     """Drop the pairs that the full model gets wrong."""
 
-    def job(self, model: str, task: str, out: str, *, overwrite: bool = False) -> "Job":
+    def job(self, model: str, task: str, out: str, *, overwrite: bool = False, track: str | None = None) -> "Job":
         """What is to be searched.
 
         Raises:
@@ -165,6 +165,7 @@ class JobFlags:
             loading.revision,
             self.only_correct,
             overwrite,
+            track,
         )
 
 

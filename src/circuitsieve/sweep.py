@@ -23,8 +23,9 @@ from circuitsieve.evaluation import Summary, measure_circuits
 from circuitsieve.models import LoadedModel, load_model
 from circuitsieve.provenance import fingerprint, hash_of, records
 from circuitsieve.reporting import Reporter
+from circuitsieve.tracking import Tracked, tracker_of
 from circuitsieve.vocabulary import Granularity, Method
-from circuitsieve.workflow import Job, search, usable_pairs
+from circuitsieve.workflow import Job, found_by, search, tracked_run, usable_pairs
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def run_sweep(sweep: Sweep, reporter: Reporter) -> list[Point]:
         CircuitsieveError: whatever is wrong with the model, the data or the folder.
     """
     out = Path(sweep.job.out)
+    tracker = tracker_of(sweep.job.track)
     _make_folders(out)
     loaded = load_model(sweep.job.model, dtype=sweep.job.dtype, device=sweep.job.device, revision=sweep.job.revision)
     weights = fingerprint(loaded.model)
@@ -114,7 +116,9 @@ def run_sweep(sweep: Sweep, reporter: Reporter) -> list[Point]:
             found = _kept(kept, key)
             if found is None:
                 reporter.say(f"{name}: searching")
-                found = _searched(sweep, replace(job, config=config), loaded, pairs, out / "runs" / name, reporter)
+                one = replace(job, config=config, out=str(out / "runs" / name))
+                with tracked_run(tracker, one, loaded, pairs, reporter) as tracked:
+                    found = _searched(sweep, one, loaded, pairs, reporter, tracked)
                 files.write_json(kept, {"key": key, "points": [asdict(point) for point in found]})
             points += found
             write_tables(out, points, f"{sweep.job.model}, {sweep.job.task}, {job.config.ablation} ablation")
@@ -146,15 +150,16 @@ def _kept(path: Path, key: Mapping[str, Any]) -> list[Point] | None:
 
 
 def _searched(
-    sweep: Sweep, job: Job, loaded: LoadedModel, pairs: Pairs, folder: Path, reporter: Reporter
+    sweep: Sweep, job: Job, loaded: LoadedModel, pairs: Pairs, reporter: Reporter, tracked: Tracked
 ) -> list[Point]:
-    """Search once; the points that this gives."""
+    """Search once, into the job's folder; the points that this gives."""
     start = time.monotonic()
-    found = search(job, loaded, pairs, reporter)
+    found = search(job, loaded, pairs, reporter, tracked.step)
     seconds = time.monotonic() - start
     if found.interrupted:
         raise KeyboardInterrupt
-    found.save(folder, overwrite=True)
+    found.save(job.out, overwrite=True)
+    tracked.conclude(found_by(found))
     sizes = sweep.measured(job.config)
     circuits = [found.circuit if size == job.config.size else cut_at(found, size) for size in sizes]
     space = found.circuit.space
@@ -162,6 +167,7 @@ def _searched(
     full, *test = measure_circuits(loaded.model, [all_open, *circuits], pairs.test)
     train = measure_circuits(loaded.model, circuits, pairs.train[: len(pairs.test)])
     own = float(found.check.signals.kl)
+    tracked.conclude({**found_by(found), "test": test[0].values}, completed=True)  # the largest size is the run's own
     return [
         Point(
             method=job.config.method,

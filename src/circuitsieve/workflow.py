@@ -5,7 +5,7 @@ evaluate, save. What is shown to people on the way is the caller's business (`Re
 import os
 import resource
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,12 @@ from circuitsieve.loaders import TaskOptions, load_task
 from circuitsieve.models import BUNDLED, LoadedModel, load_model
 from circuitsieve.pairs import SPLITS
 from circuitsieve.plan import Plan, predict
+from circuitsieve.provenance import describe_model, describe_run
 from circuitsieve.reporting import Reporter
-from circuitsieve.runs import RunFolder
+from circuitsieve.runs import RunFolder, summary
 from circuitsieve.screening import check_fit, keep_correct, screen
+from circuitsieve.tracking import Tracked, Tracker, tracker_of
+from circuitsieve.training import OnStep
 from circuitsieve.vocabulary import Method
 
 
@@ -40,6 +43,8 @@ class Job:
     revision: str | None = None
     only_correct: bool = False
     overwrite: bool = False
+    track: str | None = None
+    """The experiment tracker that is told of it."""
 
 
 @dataclass(frozen=True)
@@ -59,34 +64,57 @@ def run(job: Job, reporter: Reporter) -> Finished:
         CircuitsieveError: whatever is wrong with the model, the data or the folder.
     """
     start = time.monotonic()
+    tracker = tracker_of(job.track)
     RunFolder.claim(job.out, overwrite=job.overwrite)
     loaded = load_model(job.model, dtype=job.dtype, device=job.device, revision=job.revision)
     pairs = usable_pairs(job, loaded, reporter)
-    discovery = search(job, loaded, pairs, reporter)
-    folder = discovery.save(job.out, overwrite=job.overwrite, about=_about(job))
-    if discovery.interrupted:
-        return Finished(folder, loaded, discovery, None)
-    card = evaluate(
-        loaded.model, discovery.circuit, pairs.test, validation=pairs.validation, progress=reporter.evaluation
-    )
-    spent = {"seconds": time.monotonic() - start, "peak_memory_bytes": _peak_memory()}
-    card = with_run_facts(card, folder, spent, len(pairs.dropped))
-    with folder.locked():
-        folder.write_json("card.json", card.values)
+    with tracked_run(tracker, job, loaded, pairs, reporter) as tracked:
+        discovery = search(job, loaded, pairs, reporter, tracked.step)
+        folder = discovery.save(job.out, overwrite=job.overwrite, about=_about(job))
+        tracked.conclude(found_by(discovery))
+        if discovery.interrupted:
+            return Finished(folder, loaded, discovery, None)
+        card = evaluate(
+            loaded.model, discovery.circuit, pairs.test, validation=pairs.validation, progress=reporter.evaluation
+        )
+        spent = {"seconds": time.monotonic() - start, "peak_memory_bytes": _peak_memory()}
+        card = with_run_facts(card, folder, spent, len(pairs.dropped))
+        with folder.locked():
+            folder.write_json("card.json", card.values)
+        tracked.conclude(card.values, completed=True)
     return Finished(folder, loaded, discovery, card)
 
 
-def search(job: Job, loaded: LoadedModel, pairs: Pairs, reporter: Reporter) -> Discovery:
-    """Discover a circuit and show how it goes; nothing is written.
+def tracked_run(tracker: Tracker | None, job: Job, loaded: LoadedModel, pairs: Pairs, reporter: Reporter) -> Tracked:
+    """A job's run as its tracker will see it, named after its folder."""
+    # Describing a model reads all of its weights.
+    config = {} if tracker is None else describe_run(job.config, describe_model(loaded.model), pairs, _about(job))
+    return Tracked(tracker, reporter, Path(job.out).absolute().name, config)
+
+
+def found_by(discovery: Discovery) -> dict[str, Any]:
+    """What sums up a search before its circuit is evaluated."""
+    return {**summary(discovery.circuit), "budget_met": discovery.budget_met}
+
+
+def search(
+    job: Job, loaded: LoadedModel, pairs: Pairs, reporter: Reporter, on_step: OnStep = lambda _: None
+) -> Discovery:
+    """Discover a circuit and show how it goes; nothing is written. `on_step` is told of every step, as the reporter is.
 
     Raises:
         CircuitsieveError: whatever is wrong with the model or the data.
     """
+
+    def told(entry: Mapping[str, int | float]) -> None:
+        reporter.step(entry, job.config)
+        on_step(entry)
+
     found = discover(
         loaded.model,
         pairs,
         job.config,
-        on_step=lambda entry: reporter.step(entry, job.config),
+        on_step=told,
         on_look=reporter.look,
     )
     made = len(found.history)
