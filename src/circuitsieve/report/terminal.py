@@ -53,7 +53,7 @@ def sweep_table(points: "Sequence[Point]") -> RenderableType:
 
         def middle(name: str, same: "list[Point]" = same) -> float | None:
             known = [value for point in same if (value := getattr(point, name)) is not None]
-            return statistics.median(known) if known else None
+            return float(statistics.median(known)) if known else None
 
         kls = [point.kl for point in same]
         faithfulness = middle("faithfulness")
