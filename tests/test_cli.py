@@ -69,6 +69,7 @@ def test_discovery_leaves_a_run(home):
         "circuit.json",
         "history.jsonl",
         "card.json",
+        "exhibits.json",
         "report.html",
     }
     assert {path.name for path in run.iterdir()} - {".lock"} == names

@@ -5,6 +5,7 @@ a user can cause is one line on stderr and exit status 2.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -34,7 +35,6 @@ app = App(
 # --- commands -----------------------------------------------------------------------------------------------------------
 
 
-@app.command
 def discover(
     *,
     model: str,
@@ -71,7 +71,6 @@ def discover(
     return _plan(job, as_json=json) if dry_run else _discover(job, as_json=json)
 
 
-@app.command
 def plan(*, model: str, task: str, flags: JobFlags = JOB_FLAGS, json: bool = False) -> int:
     """Say how much time and memory `discover` would take with the same flags, from a few timed passes.
 
@@ -87,7 +86,6 @@ def plan(*, model: str, task: str, flags: JobFlags = JOB_FLAGS, json: bool = Fal
     return _plan(flags.job(model, task, ""), as_json=json)
 
 
-@app.command
 def demo(*, out: str = "runs/demo", overwrite: bool = False, track: str | None = None, json: bool = False) -> int:
     """Find the circuit of indirect object identification in the bundled model: under a minute, no download.
 
@@ -138,7 +136,6 @@ def _discover(job: "Job", *, as_json: bool) -> int:
     return 0
 
 
-@app.command
 def evaluate(
     run: str,
     /,
@@ -180,7 +177,6 @@ def evaluate(
     return 0
 
 
-@app.command
 def report(run: str, /, *, device: str | None = None) -> int:
     """Write the report of a run: report.html in its folder, one page that opens offline.
 
@@ -199,7 +195,6 @@ def report(run: str, /, *, device: str | None = None) -> int:
     return 0
 
 
-@app.command
 def figures(
     run: str, /, *, out: Path, kind: Annotated[Literal["svg", "pdf"], Parameter(name="--format")] = "pdf"
 ) -> int:
@@ -222,7 +217,6 @@ def figures(
     return 0
 
 
-@app.command
 def show(run: str, /, *, nodes: bool = False, json: bool = False) -> int:
     """Show what a run found.
 
@@ -250,11 +244,23 @@ def show(run: str, /, *, nodes: bool = False, json: bool = False) -> int:
     return 0
 
 
-app.command(lookups.tasks)
+COMMANDS: tuple[Callable[..., int], ...] = (
+    demo,
+    discover,
+    show,
+    report,
+    evaluate,
+    comparisons.compare,
+    figures,
+    comparisons.sweep,
+    plan,
+    lookups.tasks,
+    lookups.check,
+)
+"""In the order in which one meets them."""
+for place, command in enumerate(COMMANDS):
+    app.command(command, sort_key=place)
 app.command(lookups.data_app)
-app.command(lookups.check)
-app.command(comparisons.sweep)
-app.command(comparisons.compare)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -73,7 +73,7 @@ class DiscoveryConfig:
     """Charges early layers more: the price is multiplied by 1 + this at the first layer, falling to 1 at the last."""
 
     ablation: str = "corrupted"
-    """What ablated nodes are replaced by: corrupted, mean, mean_positional, zero or resample."""
+    """What ablated nodes are replaced by: corrupted, mean, mean_positional, zero, resample or optimal."""
 
     ranking_share: float = 0.6
     """The share of the steps that rank all nodes first, by nested soft masks of every size (paper: 0; ignored with a fixed

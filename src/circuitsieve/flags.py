@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, make_dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from docstring_parser import parse_from_object
 
 from circuitsieve.config import DiscoveryConfig, load_config
@@ -69,6 +69,19 @@ class CountFlags:
     """How many test pairs; they only judge it."""
 
 
+BUDGET = Group("Budget: what is asked for, one of them", sort_key=1)
+SEARCH = Group("Search: what decides which circuit is found", sort_key=2)
+COST = Group("Cost: time and memory", sort_key=3)
+TUNING = Group("Tuning: seldom needed", sort_key=4)
+GROUPS = {
+    **dict.fromkeys(("max_kl", "min_faithfulness", "size", "size_by", "pressure", "max_accuracy_drop"), BUDGET),
+    **dict.fromkeys(("method", "granularities", "ablation", "penalty", "seed"), SEARCH),
+    **dict.fromkeys(
+        ("steps", "early_stopping", "batch_size", "training_dtype", "memory", "disk", "checkpointing", "shrinking"),
+        COST,
+    ),
+}
+"""Where the help shows a setting; all others are for tuning."""
 MODEL_FLAGS, READING_FLAGS = ModelFlags(), ReadingFlags()
 
 
@@ -88,7 +101,7 @@ def _config_flags() -> type:
         value = getattr(default, item.name)
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
         given = "" if value in (None, {}) else f" [default: {shown}]"
-        parameter = Parameter(help=meanings[item.name] + given, show_default=False, group="Search")
+        parameter = Parameter(help=meanings[item.name] + given, show_default=False, group=GROUPS.get(item.name, TUNING))
         flags.append((item.name, Annotated[_flag_type(item.name, hints[item.name]), parameter], None))
     # cyclopts flattens the classes of a module, not those without one.
     return make_dataclass("ConfigFlags", flags, frozen=True, namespace={"__module__": __name__})
