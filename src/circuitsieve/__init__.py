@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from circuitsieve.application import applied
     from circuitsieve.circuit import Circuit, Ranking
     from circuitsieve.config import DiscoveryConfig
     from circuitsieve.data import Pairs
@@ -44,6 +45,7 @@ _HOMES = {
     "TaskOptions": "loaders",
     "TaskRequest": "pairs",
     "TextSplits": "pairs",
+    "applied": "application",
     "discover": "discovery",
     "evaluate": "evaluation.card",
     "load_model": "models",
@@ -67,6 +69,7 @@ __all__ = [
     "TaskOptions",
     "TaskRequest",
     "TextSplits",
+    "applied",
     "discover",
     "evaluate",
     "load_model",

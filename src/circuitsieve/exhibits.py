@@ -15,13 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.data import Example, batches
-from circuitsieve.evaluation.card import fitting
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness
 from circuitsieve.evaluation.metrics import interval, point_values
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.lens import HeadEffects, Lens, attention_patterns
 from circuitsieve.models import LoadedModel
-from circuitsieve.subject import frozen
+from circuitsieve.subject import fitting, frozen
 from circuitsieve.vocabulary import Granularity
 
 PROMPTS = 24
@@ -59,7 +58,7 @@ def exhibits(
         tick: called with what is being done, how much is done and how much there is.
         config: of the pairs that many circuits run on.
     """
-    subject, layers = fitting(loaded.model, circuit), circuit.space.layers
+    subject, layers = fitting(loaded.model, circuit.space), circuit.space.layers
     sizes = [] if ranking is None else sorted({*SIZES, circuit.size})
     total = 3 + len(sizes) + layers
     done = itertools.count()

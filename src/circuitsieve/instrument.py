@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from circuitsieve.architectures import Architecture
-from circuitsieve.errors import HookNotFired
+from circuitsieve.errors import HookNotFired, ModelError
 from circuitsieve.lean import Lean, LeanSite, picked
 from circuitsieve.mixing import mix
 from circuitsieve.nodes import Activations, SiteMasks
@@ -53,6 +53,7 @@ def masked(
     consume: bool = False,
     lean: Lean | None = None,
     first: int = 0,
+    shape: tuple[int, ...] | None = None,
 ) -> Iterator[None]:
     """Mix baselines into every forward pass: `lerp(baseline, activation, mask)` at each site that has a mask.
 
@@ -67,6 +68,8 @@ def masked(
     there can be but one forward pass, and no layer can be run again.
 
     Layers before `first` are left alone (they need not run: `resumed`).
+
+    With `shape`, batch and tokens, a forward pass over any other number of them is a `ModelError`.
 
     With `lean`, the units that it takes for closed count as masked by 0, whatever their masks, and are not computed. All its
     sites must have masks, and no layer can be run again.
@@ -88,7 +91,7 @@ def masked(
         for lean_site in lean_sites.values():
             for narrowed in (*lean_site.inputs, lean_site.reading):
                 contexts.enter_context(narrowed.in_force())
-        contexts.enter_context(_edited(subject.architecture, edits, checkpointed, behind))
+        contexts.enter_context(_edited(subject.architecture, edits, checkpointed, behind, shape))
         yield
 
 
@@ -119,8 +122,16 @@ def _add(added: dict[Site, Tensor], site: Site, output: Tensor) -> Tensor:
 class _Hooks:
     """What to do at each site, and which sites have seen no activation yet."""
 
-    def __init__(self, architecture: Architecture, edits: Mapping[Site, Edit], behind: Mapping[Site, Edit]) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        edits: Mapping[Site, Edit],
+        behind: Mapping[Site, Edit],
+        expected: tuple[int, ...] | None,
+    ) -> None:
         self.architecture, self.edits, self.behind, self.silent = architecture, edits, behind, set(edits)
+        self.expected = expected
+        """Batch and tokens that every forward pass must have."""
         self.shape: list[int] = []
         """Batch and tokens of the forward pass under way."""
         self.attached = False
@@ -150,6 +161,12 @@ class _Hooks:
 
     def on_start(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         self.shape[:] = args[0].shape[:2]
+        if self.expected is not None and tuple(self.shape) != self.expected:
+            prompts, tokens = self.expected
+            raise ModelError(
+                f"forward pass: found {self.shape[0]} prompts of {self.shape[1]} tokens, expected {prompts} of {tokens}, as the "
+                "corrupted ones; tokens that are generated have no corrupted activation, which takes a constant ablation (mean)"
+            )
 
     def on_read(self, site: Site, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         self.silent.discard(site)
@@ -177,12 +194,13 @@ def _edited(
     edits: Mapping[Site, Edit],
     checkpointed: int = 0,
     behind: Mapping[Site, Edit] = MappingProxyType({}),
+    shape: tuple[int, ...] | None = None,
 ) -> Iterator[None]:
     """Apply a function to the activation at each site, or to what the projection behind a read site makes of it.
 
     None leaves an activation as it is.
     """
-    hooks = _Hooks(architecture, edits, behind)
+    hooks = _Hooks(architecture, edits, behind, shape)
     with ExitStack() as contexts:
         contexts.enter_context(hooks.attach(edits))
         for layer, block in enumerate(architecture.blocks[:checkpointed]):

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from circuitsieve.architectures import Architecture, architecture_of
+from circuitsieve.errors import ModelError
 from circuitsieve.nodes import NodeSpace, node_space
 
 
@@ -51,6 +52,19 @@ class Subject:
     def device(self) -> torch.device:
         """Where prompts go: the device of the input embeddings."""
         return self.model.get_input_embeddings().get_parameter("weight").device
+
+
+def fitting(model: nn.Module, space: NodeSpace) -> Subject:
+    """The model under study, if it has the nodes of a circuit.
+
+    Raises:
+        UnsupportedModel: the model's family is not supported.
+        ModelError: it has other nodes.
+    """
+    subject = Subject.of(model)
+    if subject.space != space:
+        raise ModelError(f"model: found the nodes {subject.space}, expected those of the circuit, {space}")
+    return subject
 
 
 @contextmanager

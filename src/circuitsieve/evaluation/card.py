@@ -15,12 +15,11 @@ from torch import nn
 from circuitsieve import display
 from circuitsieve.circuit import Circuit
 from circuitsieve.data import Example
-from circuitsieve.errors import ModelError
 from circuitsieve.evaluation.controls import matched_random
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness, Progress
 from circuitsieve.evaluation.metrics import Summary
 from circuitsieve.screening import check_fit
-from circuitsieve.subject import Subject, frozen
+from circuitsieve.subject import Subject, fitting, frozen
 from circuitsieve.vocabulary import Granularity
 from circuitsieve.wording import METRICS, metric_rows, number
 
@@ -83,7 +82,7 @@ def evaluate(
         ModelError: the circuit is one of a model with other nodes.
         DataError: the model cannot read a pair.
     """
-    subject = fitting(model, circuit)
+    subject = fitting(model, circuit.space)
     check_fit(subject.model, (*test, *validation))
     ticker = Ticker(progress, 2 + bool(validation) + config.random_circuits + bool(config.random_circuits))
     with frozen(model):
@@ -119,19 +118,6 @@ class Ticker:
     def end(self) -> None:
         """All of them were."""
         self.progress("done", self.total, self.total)
-
-
-def fitting(model: nn.Module, circuit: Circuit) -> Subject:
-    """The model under study, if the circuit is one of it.
-
-    Raises:
-        UnsupportedModel: the model's family is not supported.
-        ModelError: the circuit is one of a model with other nodes.
-    """
-    subject = Subject.of(model)
-    if subject.space != circuit.space:
-        raise ModelError(f"model: found the nodes {subject.space}, expected those of the circuit, {circuit.space}")
-    return subject
 
 
 def measure_circuits(

@@ -16,7 +16,7 @@ from circuitsieve.errors import ConfigError
 from circuitsieve.evaluation.agreement import equivalence, independence
 from circuitsieve.evaluation.alternatives import OTHERS, head_level, other_ablations, rankable
 from circuitsieve.evaluation.areas import SIZES, areas
-from circuitsieve.evaluation.card import Ticker, fitting
+from circuitsieve.evaluation.card import Ticker
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness, Progress
 from circuitsieve.evaluation.hypotheses import LEVEL, corrected
 from circuitsieve.evaluation.knockouts import completeness, necessity, sufficiency
@@ -26,7 +26,7 @@ from circuitsieve.evaluation.published import published
 from circuitsieve.evaluation.robustness import Origin, robustness, robustness_runs, transfer, transfer_runs
 from circuitsieve.evaluation.stability import BATCHES_OF_A_SEARCH, reruns, stability
 from circuitsieve.screening import check_fit
-from circuitsieve.subject import frozen
+from circuitsieve.subject import fitting, frozen
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def evaluate_fully(
     for name in ("random_circuits", "tested_circuits", "subsets"):
         if (count := getattr(config, name)) < 1:
             raise ConfigError(f"{name}: found {count}, expected at least 1 for the full card")
-    subject = fitting(model, circuit)
+    subject = fitting(model, circuit.space)
     check_fit(subject.model, pairs.test)
     found = dict(known or {})
     with frozen(model):
