@@ -52,9 +52,10 @@ def main() -> None:
     """Make the runs that are missing, then the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="the folder of the runs")
-    runs = parser.parse_args().runs
+    parser.add_argument("--tasks", nargs="+", choices=list(CONFIGS), default=list(CONFIGS), help="those that are shown")
+    words = parser.parse_args()
     set_up_libraries()
-    folders = {task: finished(runs / task, task, config) for task, config in CONFIGS.items()}
+    folders = {task: finished(words.runs / task, task, CONFIGS[task]) for task in words.tasks}
     for name in ("gallery", "pictures"):
         (DOCS / name).mkdir(exist_ok=True)
     for task, folder in folders.items():

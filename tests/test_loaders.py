@@ -340,6 +340,13 @@ def test_unknown_task(name):
         load_task(name, word_tokenizer())
 
 
+def test_a_task_that_is_nearly_one_and_a_file_that_is_none():
+    with pytest.raises(DataError, match=r"; did you mean 'ioi'\?$"):
+        load_task("ioii", word_tokenizer())
+    with pytest.raises(DataError, match=r"^task: found no file 'no/pairs.csv', expected one of pairs$"):
+        load_task("no/pairs.csv", word_tokenizer())
+
+
 def test_options_are_for_built_in_tasks():
     request = TaskOptions(options={"corruption": "flip"})
     with pytest.raises(DataError, match=r"task p\.jsonl: found options \(corruption\), which only tasks take"):

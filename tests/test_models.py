@@ -83,6 +83,10 @@ def test_unknown_names(tmp_path, monkeypatch, name):
     assert message.endswith("); expected one of these, demo or smollm2")
 
 
+def test_a_name_that_is_nearly_one():
+    assert complaint("smolm2").endswith("expected one of these, demo or smollm2; did you mean 'smollm2'?")
+
+
 def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch):
     """transformers would ask again and again, for half a minute."""
     asked: list[str] = []

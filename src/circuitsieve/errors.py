@@ -43,8 +43,12 @@ class RunError(CircuitsieveError):
 
 def one_of(kind: str, found: str, known: "list[str]") -> str:
     """The sentence for an unknown name: what was found, the closest known names, and all known ones."""
+    return f"{kind}: found {found!r}, expected one of {', '.join(known)}{hint(found, known)}"
+
+
+def hint(found: str, known: "list[str]") -> str:
+    """The end of a sentence about an unknown name: the known one that is like it, if there is any."""
     import difflib
 
     close = difflib.get_close_matches(found, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{kind}: found {found!r}, expected one of {', '.join(known)}{hint}"
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitsieve import sources, tasks
 from circuitsieve.chat import in_chat_form
 from circuitsieve.data import Pairs, encode
-from circuitsieve.errors import DataError
+from circuitsieve.errors import DataError, hint
 from circuitsieve.pairs import SPLITS, Pair, TaskRequest, TextSplits
 
 DATASET = "hf:"
@@ -87,9 +87,11 @@ def _read(name: str, columns: sources.Columns | None) -> TextSplits:
         return TextSplits(*(sources.read_pairs(_file_of(Path(name), split), columns) for split in SPLITS))
     if os.path.isfile(name):  # noqa: PTH113
         return split_by_hash(sources.read_pairs(Path(name), columns))
+    if Path(name).suffix in _KINDS:
+        raise DataError(f"task: found no file {name!r}, expected one of pairs")
     raise DataError(
         f"task: found {name!r}, expected one of {', '.join(tasks.names())}, a .jsonl or .csv file, a folder with train, "
-        f"validation and test files, or {DATASET} and a data set"
+        f"validation and test files, or {DATASET} and a data set{hint(name, list(tasks.names()))}"
     )
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitsieve.architectures import refusal, supported_model_types
-from circuitsieve.errors import ModelError, UnsupportedModel
+from circuitsieve.errors import ModelError, UnsupportedModel, hint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUNDLED = ("demo", "smollm2")
@@ -91,7 +91,7 @@ def _check_config(name: str, source: str, revision: str | None) -> None:
         else:
             message = (
                 f"model: found {name!r}, which is no folder with a config.json, no .gguf file and no hub id that can be "
-                f"reached ({_first_line(error)}); expected one of these, demo or smollm2"
+                f"reached ({_first_line(error)}); expected one of these, demo or smollm2{hint(name, list(BUNDLED))}"
             )
         raise ModelError(message) from error
     if config.model_type not in supported_model_types():
