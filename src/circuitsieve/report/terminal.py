@@ -92,14 +92,14 @@ def data_view(report: "DataReport", shown: int) -> RenderableType:
         parts.append(f"full model: accuracy {full:.3f} on clean prompts, {empty:.3f} on corrupted ones")
     usable = [checked for checked in report.pairs if checked.reason is None][:shown]
     dropped = [checked for checked in report.pairs if checked.reason is not None][:shown]
-    return Group(*parts, *(_words_table(checked) for checked in (*usable, *dropped)))
+    return Group(*parts, *(_words_view(checked) for checked in (*usable, *dropped)))
 
 
-def _words_table(checked: "CheckedPair") -> Table:
+def _words_view(checked: "CheckedPair") -> RenderableType:
     """A pair word by word; a word whose tokens do not align is marked."""
     title = Text(f"{checked.split}: {'usable' if checked.reason is None else checked.reason}")
     answers = f"answers {', '.join(map(repr, checked.pair.answers))}; wrong {', '.join(map(repr, checked.pair.wrong_answers))}"
-    table = Table(title=title, caption=Text(answers), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for heading in ("clean", "corrupted", ""):
         table.add_column(heading)
     for word in checked.words:
@@ -107,7 +107,7 @@ def _words_table(checked: "CheckedPair") -> Table:
         table.add_row(
             Text(clean), Text(corrupted), "" if word.aligned else f"{len(word.clean)} and {len(word.corrupted)} tokens"
         )
-    return table
+    return Group(table, Text(f"{answers}\n"))
 
 
 def size_table(summary: Mapping[str, Any]) -> Table:
