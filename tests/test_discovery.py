@@ -395,7 +395,7 @@ def test_without_a_ranking_gates_start_as_the_paper_does(planted: GPT2LMHeadMode
         assert all(low <= s.min() <= s.max() <= high for s in only.gates.ranking().values())
 
 
-def test_what_gates_close_keeps_the_order_of_the_ranking(planted: GPT2LMHeadModel) -> None:
+def test_what_gates_have_decided_keeps_the_order_of_the_ranking(planted: GPT2LMHeadModel) -> None:
     problem = Problem.of(Subject.of(planted), PAIRS, CONFIG)
     space = problem.space
     generator = torch.Generator().manual_seed(1)
@@ -406,14 +406,21 @@ def test_what_gates_close_keeps_the_order_of_the_ranking(planted: GPT2LMHeadMode
     with torch.no_grad():
         for granularity, log_alpha in phase.gates.scores().items():
             log_alpha += torch.randn(log_alpha.shape, generator=generator)
+            log_alpha += 4 * (log_alpha > 1.5)
             phase.averages.scores[granularity].copy_(log_alpha)
     own, ranking = Ranking(space, phase.gates.ranking()), phase.ranking()
     circuits = [Circuit(space, scores.cut(0.0)) for scores in (own, ranking)]
     assert all(torch.equal(circuits[0].masks[g], circuits[1].masks[g]) for g in Granularity)
-    closed = ranking.unit_scores() < 0
-    before = torch.cat([leaf.flatten() for leaf in leaves.values()])[closed]
-    assert 10 < closed.sum() < len(closed) - 10
-    assert torch.equal(before.argsort(stable=True), ranking.unit_scores()[closed].argsort(stable=True))
+    units, gates = ranking.unit_scores(), own.unit_scores()
+    before = torch.cat([leaf.flatten() for leaf in leaves.values()])
+    closed, wide_open = gates <= 0, gates >= RANKED_REACH
+    in_doubt = ~closed & ~wide_open
+    for decided in (closed, wide_open):
+        assert decided.sum() > 3
+        assert torch.equal(before[decided].argsort(stable=True), units[decided].argsort(stable=True))
+    assert in_doubt.sum() > 3
+    assert torch.equal(units[in_doubt], gates[in_doubt])
+    assert units[closed].max() < 0 < units[in_doubt].min() <= units[in_doubt].max() < units[wide_open].min()
 
 
 @pytest.mark.parametrize("wanted", ["model", "bfloat16"])

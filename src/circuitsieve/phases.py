@@ -174,12 +174,20 @@ class HardConcretePhase(SteeredPhase):
 
     @override
     def ranking(self) -> Ranking:
-        """By log_alpha. After a ranking: by its moving average, and what that closes keeps the order of the ranking."""
-        scores: Scores = self.gates.ranking()
-        if self.ranked is not None:
-            lowest = self.problem.space.lowest({g: average.cpu() for g, average in self.averages.scores.items()})
-            above_all = max(float(leaf.max()) for leaf in self.ranked.values()) + 1
-            scores = {g: torch.where(lowest[g] > 0, lowest[g], leaf - above_all) for g, leaf in self.ranked.items()}
+        """By log_alpha. After a ranking: by its moving average, as far as that is in doubt.
+
+        What it closes, and what it opens as far as a gate may start or further, has the order of the ranking: gates are
+        pushed until they are decided, and how far beyond says little.
+        """
+        if self.ranked is None:
+            return Ranking(self.problem.space, self.gates.ranking())
+        averages = self.problem.space.lowest({g: average.cpu() for g, average in self.averages.scores.items()})
+        highest = max(float(leaf.max()) for leaf in self.ranked.values())
+        lowest = min(float(leaf.min()) for leaf in self.ranked.values())
+        scores = {}
+        for g, leaf in self.ranked.items():
+            opened = torch.where(averages[g] >= RANKED_REACH, RANKED_REACH + (leaf - lowest), averages[g])
+            scores[g] = torch.where(averages[g] > 0, opened, leaf - highest - 1)
         return Ranking(self.problem.space, scores)
 
     @torch.no_grad()
