@@ -159,6 +159,21 @@ def test_figures_are_refused_in_one_line(run: RunFolder, tmp_path: Path, capsys)
     )
 
 
+def test_figures_are_drawn_without_what_could_not_be_computed() -> None:
+    point = {"size": 0.1, "kl": 0.5, "accuracy": 1.0, "faithfulness": None}
+    rows = [{**point, "method": "nested", "asked": size, "size": size} for size in (0.1, 0.2)]
+    for figure in (
+        figures.curve(frames.curve(rows), 0.1),
+        figures.sweep(frames.sweep({"points": rows}), {"nested": 0.1}, "a title"),
+    ):
+        kl, accuracy, faithfulness = (
+            {float(y) for line in axes.lines for y in line.get_ydata()} for axes in figure.axes
+        )
+        assert 0.5 in kl
+        assert 1.0 in accuracy
+        assert faithfulness <= {0.0, 1.0}  # the lines that are always there
+
+
 # --- notebooks -----------------------------------------------------------------------------------------------------------
 
 

@@ -77,7 +77,7 @@ def controls(card: pd.DataFrame) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2.4 * len(panels), 0.9 + 0.25 * len(sections)), layout="constrained")
         for axes, metric in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
-            rows = card[card["metric"] == metric].set_index("section").reindex(sections).astype({"value": float})
+            rows = card[card["metric"] == metric].set_index("section").reindex(sections)
             for place, (_, row) in enumerate(rows.iterrows()):
                 if not pd.isna(row["low"]):
                     axes.plot([row["low"], row["high"]], [place, place], color="0.5", linewidth=2)

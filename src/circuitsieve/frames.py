@@ -85,7 +85,7 @@ def card(judged: Card | Mapping[str, Any]) -> pd.DataFrame:
                 if metric in found:
                     low, high = values["intervals"][section].get(metric) or (None, None)
                     rows.append((section, metric, found[metric], low, high))
-    return pd.DataFrame(rows, columns=["section", "metric", "value", "low", "high"])
+    return _numeric(pd.DataFrame(rows, columns=["section", "metric", "value", "low", "high"]))
 
 
 def history(entries: Sequence[Mapping[str, int | float]]) -> pd.DataFrame:
@@ -97,13 +97,22 @@ def history(entries: Sequence[Mapping[str, int | float]]) -> pd.DataFrame:
     return pd.DataFrame(list(entries)).set_index("step") if entries else pd.DataFrame()
 
 
+def curve(points: Sequence[Mapping[str, float | None]]) -> pd.DataFrame:
+    """A row for each size at which a ranking was cut: size, kl, accuracy, faithfulness.
+
+    Args:
+        points: what exhibits.json holds under `curve`.
+    """
+    return _numeric(pd.DataFrame(list(points)))
+
+
 def sweep(content: Mapping[str, Any]) -> pd.DataFrame:
     """A row for each circuit of a sweep.
 
     Args:
         content: of sweep.json.
     """
-    return pd.DataFrame(content["points"])
+    return _numeric(pd.DataFrame(content["points"]))
 
 
 def runs(found: Mapping[str, Any]) -> pd.DataFrame:
@@ -134,3 +143,8 @@ def overlap(found: Mapping[str, Any]) -> pd.DataFrame:
         for granularity, row in pair["jaccard"].items()
     ]
     return pd.DataFrame(rows, columns=["first", "second", "granularity", "jaccard", "chance"])
+
+
+def _numeric(frame: pd.DataFrame) -> pd.DataFrame:
+    """What is missing, missing as a number: a column of nothing else would have no numbers in it."""
+    return frame.astype({name: float for name in frame.columns if frame[name].isna().any()})

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from circuitsieve import figures, frames
 from circuitsieve.errors import RunError
 from circuitsieve.exhibits import exhibits
@@ -100,7 +98,7 @@ def write_figures(path: str, out: Path, kind: str) -> list[Path]:
         card = frames.card(folder.read_json("card.json"))
         drawn["controls"] = (figures.controls(card), card)
     if folder.has(EXHIBITS) and (points := folder.read_json(EXHIBITS)["curve"]):
-        sizes = pd.DataFrame(points)
+        sizes = frames.curve(points)
         drawn["sizes"] = (figures.curve(sizes, circuit.size), sizes)
     if entries := folder.read_history():
         steps = frames.history(entries)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 from markupsafe import Markup
 
 from circuitsieve import figures, frames
@@ -66,7 +65,7 @@ def page(run: RunRecord, shown: Mapping[str, Any]) -> str:
         verdicts=card.get("verdicts", {}),
         nulls=_nulls(card),
         curve=[["size", "KL, nats", "accuracy", "faithfulness"], *(_curve_row(point) for point in curve)],
-        curve_figure=_inline(figures.curve(pd.DataFrame(curve), run.circuit.size)) if curve else "",
+        curve_figure=_inline(figures.curve(frames.curve(curve), run.circuit.size)) if curve else "",
         course_figure=_inline(figures.course(frames.history(run.history))) if run.history else "",
         steps=len(run.history),
         prompts=shown["prompts"],
