@@ -117,9 +117,11 @@ def row(task: str, folder: RunFolder) -> list[str]:
 def section(task: str, folder: RunFolder) -> str:
     """A task with its picture, an example, its report and the command that repeats it."""
     example = next(record.pair for record in folder.read_pairs() if record.split == "test" and record.dropped is None)
+    answer = example.answers[0]
+    space = " " if answer.startswith(" ") else ""
     return (
         f"\n## {task}\n\n[The report](gallery/{named(task)}.html)\n\n"
-        f"> {example.clean} **{example.answers[0].strip()}**\n>\n> corrupted: {example.corrupted}\n\n"
+        f"> {example.clean}{space}**{answer.strip()}**\n>\n> corrupted: {example.corrupted}\n\n"
         f"![{label(task)}](pictures/gallery-{named(task)}.svg)\n\n"
         f"```\n{command(folder.read_json('config.json'))}\n```\n"
     )
