@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from circuitsieve.application import applied
+    from circuitsieve.checkpoint import save_compact
     from circuitsieve.circuit import Circuit, Ranking
     from circuitsieve.config import DiscoveryConfig
     from circuitsieve.data import Pairs
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from circuitsieve.nodes import NodeSpace
     from circuitsieve.pairs import Pair, TaskRequest, TextSplits
     from circuitsieve.runs import RunFolder
+    from circuitsieve.surgery import compact
     from circuitsieve.tasks import Task
 
 _HOMES = {
@@ -46,10 +48,12 @@ _HOMES = {
     "TaskRequest": "pairs",
     "TextSplits": "pairs",
     "applied": "application",
+    "compact": "surgery",
     "discover": "discovery",
     "evaluate": "evaluation.card",
     "load_model": "models",
     "load_task": "loaders",
+    "save_compact": "checkpoint",
 }
 
 __all__ = [
@@ -70,10 +74,12 @@ __all__ = [
     "TaskRequest",
     "TextSplits",
     "applied",
+    "compact",
     "discover",
     "evaluate",
     "load_model",
     "load_task",
+    "save_compact",
 ]
 
 

@@ -41,6 +41,11 @@ class Projection:
     part: int = 0
     """Which of the fused projections: 0, 1 or 2 for Q, K and V; 0 or 1 for gate and up."""
 
+    @property
+    def owner(self) -> str:
+        """The path of the module that it is part of; empty for the block itself."""
+        return self.path.rpartition(".")[0]
+
 
 @dataclass(frozen=True)
 class Family:

@@ -217,6 +217,38 @@ def figures(
     return 0
 
 
+def compact(run: str, /, *, out: Path, recover: int = 0, device: str | None = None, json: bool = False) -> int:
+    """Write the circuit of a run as a smaller model: what it closed is gone from the weights. `--model` takes its folder.
+
+    A circuit that was found with corrupted prompts has to do without them: closed nodes take their means over the training
+    pairs, and what that costs is measured. Search with `--ablation mean` or `optimal` for a circuit that needs no other prompt.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    out
+        The folder of the model; new or empty.
+    recover
+        Tune the constants in the place of what is gone for so many steps, on the training pairs.
+    device
+        Where the model runs; if not given, where the run was made.
+    json
+        Print what was measured as JSON.
+    """
+    from circuitsieve.compaction import compact_run
+    from circuitsieve.report.compacted import compact_view
+
+    with RichReporter() as reporter:
+        made = compact_run(run, out, reporter, recover_steps=recover, device=device)
+    if json:
+        print_json(made.about)
+    else:
+        Console().print(compact_view(made.about))
+        Console().print(Text(f"Compact model: {out}"), soft_wrap=True)
+    return 0
+
+
 def show(run: str, /, *, nodes: bool = False, json: bool = False) -> int:
     """Show what a run found.
 
@@ -252,6 +284,7 @@ COMMANDS: tuple[Callable[..., int], ...] = (
     evaluate,
     comparisons.compare,
     figures,
+    compact,
     comparisons.sweep,
     plan,
     lookups.tasks,

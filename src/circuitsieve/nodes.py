@@ -126,6 +126,10 @@ class NodeSpace:
                 n = 1
         return (self.layers, n)
 
+    def site_width(self, kind: SiteKind) -> int:
+        """Units at a site."""
+        return self.shape(COMPOSITION[kind][-1])[1] if kind is not SiteKind.EMBED else self.width
+
     @property
     def units(self) -> int:
         """Head dims and MLP neurons of the whole model: the denominator of `size`."""

@@ -260,10 +260,9 @@ class RunFolder:
 
 def _sites(space: NodeSpace) -> dict[Site, int]:
     """Every site of a model and the number of units there."""
-    widths = {SiteKind.ATTN_READ: space.heads * space.head_dim, SiteKind.MLP_READ: space.neurons}
     kinds = [kind for kind in SiteKind if kind is not SiteKind.EMBED]
     sites = [Site(SiteKind.EMBED, 0), *(Site(kind, layer) for layer in range(space.layers) for kind in kinds)]
-    return {site: widths.get(site.kind, space.width) for site in sites}
+    return {site: space.site_width(site.kind) for site in sites}
 
 
 def _key(site: Site) -> str:

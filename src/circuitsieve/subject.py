@@ -1,7 +1,7 @@
 """A model under study, and the states that it is put into while it is studied."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from circuitsieve.architectures import Architecture, architecture_of
-from circuitsieve.errors import ModelError
+from circuitsieve.errors import ModelError, UnsupportedModel
+from circuitsieve.narrow import CutProjection
 from circuitsieve.nodes import NodeSpace, node_space
 
 
@@ -29,9 +30,14 @@ class Subject:
         """Study a model.
 
         Raises:
-            UnsupportedModel: its family, quantisation or wrapper is not supported.
+            UnsupportedModel: its family, quantisation or wrapper is not supported, or it is a compact model.
         """
         architecture = architecture_of(model)
+        if any(isinstance(module, CutProjection) for module in model.modules()):
+            raise UnsupportedModel(
+                "model: found a compact model, expected a full one; its layers have sizes of their own, so study the model that "
+                "it was made of"
+            )
         assert isinstance(model, PreTrainedModel)  # architecture_of refuses everything else
         return cls(model, architecture, node_space(model, architecture))
 
@@ -47,6 +53,29 @@ class Subject:
         """Which outputs of its module a projection has (`Architecture.rows`)."""
         space = self.space
         return self.architecture.rows(role, space.heads, space.kv_heads, space.head_dim, space.neurons)
+
+    def outputs_by_module(self, rows: Mapping[str, Int[Tensor, " _"]]) -> dict[str, Int[Tensor, " _"]]:
+        """Which outputs of which modules some rows of projections are, in order; fused projections in one piece.
+
+        Args:
+            rows: by role (`rows`).
+
+        Returns:
+            By the path of a module, relative to a block.
+        """
+        by_module: dict[str, list[Tensor]] = {}
+        for role, own in rows.items():
+            by_module.setdefault(self.architecture.family.projection(role).path, []).append(own)
+        return {path: torch.cat(parts).sort().values for path, parts in by_module.items()}
+
+    def head_counter(self, layer: int, heads: int) -> tuple[nn.Module, str, int] | None:
+        """What an attention module that counts its heads has to be told of another number of them: owner, attribute, value."""
+        counted = self.architecture.family.head_count
+        if counted is None or not counted.path:
+            return None
+        owner, _, name = counted.path.rpartition(".")
+        module = self.architecture.blocks[layer].get_submodule(owner)
+        return module, name, heads * (self.space.head_dim if counted.in_dims else 1)
 
     @property
     def device(self) -> torch.device:
