@@ -1,7 +1,7 @@
 """The documentation site: it builds strictly, holds what it promises, and loads nothing from anywhere else."""
 
-import dataclasses
 import ast
+import dataclasses
 import functools
 import os
 import re

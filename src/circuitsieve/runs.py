@@ -9,6 +9,8 @@ history.jsonl          one line per step
 card.json              the evaluation on held-out pairs
 sections.json          what was measured for it, and all that this depends on
 exhibits.json          what the model was asked for the report
+edges.safetensors      keep.<receiver> (boolean) and score.<receiver>, where edges were asked for
+edges.json             how many edges are kept and how faithful that is
 report.html            all of it for people, in one page
 """
 
@@ -27,6 +29,7 @@ from filelock import FileLock, Timeout
 from circuitsieve import files
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.errors import RunError
+from circuitsieve.graph import EdgeCircuit, Graph, Receiver
 from circuitsieve.nodes import Activations, NodeSpace
 from circuitsieve.pairs import Pair
 from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
@@ -44,6 +47,8 @@ _RUN_FILES = (
     "card.json",
     "sections.json",
     "exhibits.json",
+    "edges.safetensors",
+    "edges.json",
     "report.html",
 )
 _COARSE = (Granularity.EMBED, Granularity.LAYER, Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK, Granularity.HEAD)
@@ -250,6 +255,43 @@ class RunFolder:
                 )
         scores = {g: tensors[f"score.{g}"] for g in Granularity if f"score.{g}" in tensors}
         return circuit, Ranking(space, scores) if scores else None
+
+    def write_edges(self, edges: EdgeCircuit, about: Mapping[str, Any]) -> None:
+        """Write the edges of the circuit, and what was found out about them."""
+        tensors = {f"keep.{receiver}": mask.flatten(0, 1) for receiver, mask in edges.masks.items()}
+        tensors.update({f"score.{receiver}": score.flatten(0, 1) for receiver, score in edges.scores.items()})
+        files.write_tensors(self.path / "edges.safetensors", tensors)
+        self.write_json("edges.json", {"parallel": edges.graph.parallel, **about})
+
+    def read_edges(self) -> EdgeCircuit:
+        """Read the edges of the circuit.
+
+        Raises:
+            RunError: there are none, or a file is damaged or does not fit the others.
+        """
+        if not self.has("edges.json"):
+            raise RunError(
+                f"{self.path}: found no edges.json, expected a run with edges; run `circuitsieve edges {self.path}` first"
+            )
+        circuit, _ = self.read_circuit()
+        graph = Graph(circuit.space, parallel=bool(self.look_up("edges.json", "parallel")))
+        shapes = {receiver: graph.shape(receiver) for receiver in Receiver}
+        flat = {receiver: (layers * n, sources) for receiver, (layers, n, sources) in shapes.items()}
+        tensors = files.read_tensors(
+            self.path / "edges.safetensors",
+            {f"keep.{receiver}": (torch.bool, shape) for receiver, shape in flat.items()}
+            | {f"score.{receiver}": (torch.float32, shape) for receiver, shape in flat.items()},
+        )
+        masks, scores = (
+            {receiver: tensors[f"{kind}.{receiver}"].view(shape) for receiver, shape in shapes.items()}
+            for kind in ("keep", "score")
+        )
+        between = graph.among(circuit.masks)
+        if any((mask & ~between[receiver]).any() for receiver, mask in masks.items()):
+            raise RunError(
+                f"{self.path / 'edges.safetensors'}: found edges of nodes that the circuit does not keep, expected its own"
+            )
+        return EdgeCircuit(graph, masks, scores)
 
     def _read_constants(self, sites: Mapping[Site, int], ablation: Ablation) -> Activations:
         widths = {site: 1 if ablation is Ablation.ZERO else width for site, width in sites.items()}
