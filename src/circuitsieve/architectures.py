@@ -61,6 +61,10 @@ class Family:
     mlp_in: tuple[Projection, ...]
     """Gate and up, or the only input projection."""
     mlp_out: Projection
+    attn_norm: str = "input_layernorm"
+    """The norm through which attention reads the residual stream."""
+    mlp_norm: str = "post_attention_layernorm"
+    """The norm through which the MLP does; the same one where both read the same stream."""
     final_norm: str = "norm"
     """The norm before the head, relative to the decoder."""
     attn_post_norm: str | None = None
@@ -132,6 +136,8 @@ FAMILIES = (
         attn_out=Projection("attn.c_proj"),
         mlp_in=(Projection("mlp.c_fc"),),
         mlp_out=Projection("mlp.c_proj"),
+        attn_norm="ln_1",
+        mlp_norm="ln_2",
         final_norm="ln_f",
         head_count=HeadCount("attn.split_size", in_dims=True),
     ),
@@ -153,6 +159,7 @@ FAMILIES = (
         attn_out=Projection("self_attn.dense"),
         mlp_in=(Projection("mlp.fc1"),),
         mlp_out=Projection("mlp.fc2"),
+        mlp_norm="input_layernorm",
         final_norm="final_layernorm",
     ),
     Family(
@@ -173,6 +180,8 @@ FAMILIES = (
         attn_out=Projection("self_attn.out_proj"),
         mlp_in=(Projection("fc1"),),
         mlp_out=Projection("fc2"),
+        attn_norm="self_attn_layer_norm",
+        mlp_norm="final_layer_norm",
         final_norm="final_layer_norm",
         head_count=HeadCount("self_attn.num_heads"),
     ),
@@ -218,6 +227,8 @@ class Architecture:
     """None where the residual stream is normed already."""
     norms_residual: bool = False
     """Whether the residual stream itself is normed after each addition, as in the original transformer (OPT 350M)."""
+    parallel: bool = False
+    """Whether attention and MLP of a layer read the same residual stream."""
 
     def projection(self, layer: int, projection: Projection) -> nn.Module:
         """The module of a projection (the whole of it where it is fused)."""
@@ -332,4 +343,5 @@ def architecture_of(model: nn.Module) -> Architecture:
         unembedding,
         getattr(decoder, family.final_norm),
         norms_residual=getattr(model.config, "do_layer_norm_before", True) is False,
+        parallel=family.attn_norm == family.mlp_norm or getattr(model.config, "use_parallel_residual", False),
     )

@@ -230,6 +230,30 @@ def _checkpointed(block: nn.Module, again: Callable[[], AbstractContextManager[N
 
 
 @contextmanager
+def intercepted(before: Iterable[tuple[nn.Module, Edit]], after: Iterable[tuple[nn.Module, Edit]]) -> Iterator[None]:
+    """See or edit what single modules are given first, or what they return; after the edits of contexts around this one.
+
+    Args:
+        before: modules, each with what is made of its first positional input.
+        after: modules, each with what is made of its output, a tensor.
+    """
+
+    def given(edit: Edit, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        edited = edit(args[0])
+        return None if edited is None else (edited, *args[1:])
+
+    def returned(edit: Edit, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        return edit(output)
+
+    with ExitStack() as handles:
+        for module, edit in before:
+            handles.callback(module.register_forward_pre_hook(partial(given, edit)).remove)
+        for module, edit in after:
+            handles.callback(module.register_forward_hook(partial(returned, edit)).remove)
+        yield
+
+
+@contextmanager
 def blocks_recorded(subject: Subject) -> Iterator[list[Any]]:
     """What every block returns in a forward pass, as it returns it; a second pass overwrites the first."""
     outputs: list[Any] = [None] * len(subject.architecture.blocks)
