@@ -25,6 +25,7 @@ from circuitsieve.checkpoint import save_compact
 from circuitsieve.circuit import Circuit
 from circuitsieve.data import Example, Pairs, batches
 from circuitsieve.errors import RunError
+from circuitsieve.evaluation.alternatives import REFERENCE_PAIRS
 from circuitsieve.evaluation.card import measure_circuits
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.judging import load_run_model, run_pairs
@@ -106,14 +107,16 @@ def foldable(model: nn.Module, circuit: Circuit, pairs: Pairs) -> Circuit:
     Args:
         model: that the circuit was found in.
         circuit: of any ablation.
-        pairs: means are taken over the corrupted prompts of the training pairs.
+        pairs: means are taken over the corrupted prompts of some training pairs, as on the full card.
 
     Raises:
         ConfigError: the circuit does not keep the embedding.
     """
     if circuit.ablation.is_run or circuit.ablation is Ablation.MEAN_POSITIONAL:
         subject = Subject.of(model)
-        means = constants(subject, batches(pairs.train, BATCH_SIZE, device=subject.device), Ablation.MEAN)
+        means = constants(
+            subject, batches(pairs.train[:REFERENCE_PAIRS], BATCH_SIZE, device=subject.device), Ablation.MEAN
+        )
         circuit = Circuit(circuit.space, circuit.masks, Ablation.MEAN, means)
     check_foldable(circuit)
     return circuit

@@ -1,0 +1,228 @@
+"""Which edges among the nodes of a circuit matter, and how few of them do the same.
+
+1. Every edge between kept nodes gets a mask; single neurons stay masked as the circuit says.
+2. Integrated gradients (Sundararajan et al. 2017; Hanna et al. 2024): the gradient of -KL(full || circuit) with respect to each
+   edge's mask, averaged over points between "no edge" and "every edge", all edges moving together.
+3. The edges that matter most, for good or bad, are kept: as few as leave the faithfulness on validation pairs within a bound of
+   the circuit's. (By what they gain alone the few that work against the task would go first, and with them its calibration.)
+4. Edges that lie on no path from the embedding to the logits change nothing and go.
+
+Memory: what the sources write on one batch, and what each receiver reads of it for the backward pass.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from circuitsieve.circuit import Circuit
+from circuitsieve.data import PairBatch, Pairs
+from circuitsieve.errors import ConfigError
+from circuitsieve.evaluation.harness import EvaluationConfig, Harness, Sample
+from circuitsieve.evaluation.metrics import Outcome, Summary, point_values
+from circuitsieve.graph import EdgeCircuit, EdgeMasks, Graph, Receiver, count
+from circuitsieve.instrument import answer_logits, masked
+from circuitsieve.objective import PairMetrics, kl, log_probs, measure
+from circuitsieve.references import References
+from circuitsieve.rewiring import SoftEdges, graph_of, rewired
+from circuitsieve.subject import fitting, frozen
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class EdgeConfig:
+    """How edges are chosen."""
+
+    max_change: float = 0.05
+    """How far the faithfulness on validation pairs may move from the circuit's."""
+    points: int = 5
+    """At which gradients are taken."""
+    train_pairs: int = 64
+    """By which edges are scored."""
+    validation_pairs: int = 64
+    """By which the number of edges is chosen."""
+    batch_size: int = 8
+    """Pairs that are run at once: memory grows with it."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_change < 1:
+            raise ConfigError(f"max-change: found {self.max_change}, expected a change of faithfulness between 0 and 1")
+        for name in ("points", "train_pairs", "validation_pairs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name.replace('_', '-')}: found {getattr(self, name)}, expected at least 1")
+
+
+@dataclass(frozen=True, eq=False)
+class FoundEdges:
+    """The edges of a circuit, and what they do on test pairs."""
+
+    edges: EdgeCircuit
+    among: int
+    """Edges between the nodes of the circuit."""
+    test: Summary
+    """With the kept edges alone."""
+    nodes: Summary
+    """The circuit with all its edges, on the same pairs."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For edges.json and the card."""
+        kept, total = self.edges.kept, self.edges.total
+        return {
+            "kept": kept,
+            "among": self.among,
+            "total": total,
+            "gone": 1 - kept / total,
+            "test": self.test.values,
+            "nodes": self.nodes.values,
+            "intervals": self.test.intervals,
+        }
+
+
+def find_edges(
+    model: nn.Module,
+    circuit: Circuit,
+    pairs: Pairs,
+    config: EdgeConfig = EdgeConfig(),
+    progress: Progress = lambda *_: None,
+) -> FoundEdges:
+    """Find the edges among the nodes of a circuit that it needs.
+
+    Args:
+        model: the model that the circuit was found in; it is left as it was.
+        circuit: the circuit.
+        pairs: training pairs score the edges, validation pairs choose how many are kept, test pairs judge.
+        config: how.
+        progress: called after every pass over pairs.
+
+    Raises:
+        UnsupportedModel: there is no family row, or heads of this family do not add up.
+        ModelError: the circuit is one of a model with other nodes.
+        ConfigError: the circuit is empty.
+    """
+    subject = fitting(model, circuit.space)
+    graph = graph_of(subject)
+    among = graph.alive(graph.among(circuit.masks))
+    if not count(among):
+        raise ConfigError("circuit: found no path from the embedding to the logits, expected a circuit with edges")
+    with frozen(model):
+        train, validation, test = (
+            Harness(subject, circuit, some, EvaluationConfig(batch_size=config.batch_size, seed=config.seed))
+            for some in (pairs.train[: config.train_pairs], pairs.validation[: config.validation_pairs], pairs.test)
+        )
+        scores = edge_scores(circuit, among, train.references, train.all.batches, config.points, progress)
+        masks = _fewest(graph, circuit, among, scores, validation, config.max_change, progress)
+        found = EdgeCircuit(graph, masks, {receiver: score.float() for receiver, score in scores.items()})
+        progress("test pairs", 0, 1)
+        with_edges = test.all.summary(run_edges(circuit, among, masks, test.references, test.all.batches))
+        whole = test.all.summary(test.run(circuit, test.all, "circuit"))
+        progress("test pairs", 1, 1)
+    return FoundEdges(found, count(among), with_edges, whole)
+
+
+def edge_scores(
+    circuit: Circuit,
+    among: EdgeMasks,
+    references: References,
+    batches: Sequence[PairBatch],
+    points: int,
+    progress: Progress = lambda *_: None,
+) -> dict[Receiver, Tensor]:
+    """What keeping each edge gains in nats of KL, averaged over pairs: [layers, receivers, sources], 0 outside the circuit."""
+    sums = {receiver: torch.zeros(mask.shape, dtype=torch.float64) for receiver, mask in among.items()}
+    for done, batch in enumerate(batches):
+        for point in range(points):
+            soft = {
+                receiver: (mask * ((point + 0.5) / points)).float().to(references.subject.device).requires_grad_()
+                for receiver, mask in among.items()
+            }
+            logits, reference = _logits(circuit, among, soft, references, batch)
+            candidates = batch.targets.candidates
+            gain = -kl(log_probs(reference, candidates), log_probs(logits, candidates)).sum()
+            for receiver, gradient in zip(soft, torch.autograd.grad(gain, list(soft.values())), strict=True):
+                sums[receiver] += gradient.double().cpu()
+            progress("gradients of edges", done * points + point + 1, len(batches) * points)
+    pairs = sum(map(len, batches))
+    return {receiver: torch.where(among[receiver], total / (points * pairs), 0) for receiver, total in sums.items()}
+
+
+def run_edges(
+    circuit: Circuit, among: EdgeMasks, edges: EdgeMasks, references: References, batches: Sequence[PairBatch]
+) -> Outcome:
+    """Run a circuit with some of its edges on every pair.
+
+    Args:
+        circuit: the nodes.
+        among: the edges between them.
+        edges: those that are kept.
+        references: of the circuit's ablation.
+        batches: the pairs.
+    """
+    found: list[PairMetrics] = []
+    for batch in batches:
+        with torch.no_grad():
+            logits, full = _logits(circuit, among, edges, references, batch)
+        found.append(measure(full, logits, batch.targets))
+    return Outcome.join(found)
+
+
+def _logits(
+    circuit: Circuit, among: EdgeMasks, edges: SoftEdges, references: References, batch: PairBatch
+) -> tuple[Tensor, Tensor]:
+    """Answer logits with these edges, and the full model's."""
+    subject, site_masks, reference = references.subject, circuit.site_masks(), references(batch)
+    baselines = reference.baselines
+    with masked(subject, site_masks, baselines), rewired(subject, among, edges, site_masks, baselines):
+        return answer_logits(subject, batch.clean, batch.positions, reference.prefix), reference.full
+
+
+def highest(graph: Graph, among: EdgeMasks, scores: dict[Receiver, Tensor], kept: int) -> EdgeMasks:
+    """The edges with the largest scores of either sign, without those that change nothing then.
+
+    Args:
+        graph: of the model.
+        among: the edges to choose from.
+        scores: of every edge.
+        kept: how many at most.
+    """
+    sizes = {receiver: scores[receiver].abs() for receiver in Receiver}
+    lowest = torch.cat([sizes[receiver][among[receiver]] for receiver in Receiver]).topk(kept).values[-1]
+    return graph.alive({receiver: among[receiver] & (sizes[receiver] >= lowest) for receiver in Receiver})
+
+
+def _fewest(
+    graph: Graph,
+    circuit: Circuit,
+    among: EdgeMasks,
+    scores: dict[Receiver, Tensor],
+    validation: Harness,
+    max_change: float,
+    progress: Progress,
+) -> EdgeMasks:
+    """The smallest number of edges that leaves the faithfulness within the bound, by bisection to a twentieth."""
+    sample = validation.all
+    target = _behaviour(validation.run(circuit, sample, "circuit"), sample)
+    enough, too_few, masks = count(among), 0, among
+    steps = 0
+    while enough - too_few > max(1, enough // 20):
+        middle = round((enough * max(1, too_few)) ** 0.5) if too_few else enough // 4
+        middle = min(max(middle, too_few + 1), enough - 1)
+        tried = highest(graph, among, scores, middle)
+        found = _behaviour(run_edges(circuit, among, tried, validation.references, sample.batches), sample)
+        if abs(found - target) <= max_change:
+            enough, masks = middle, tried
+        else:
+            too_few = middle
+        steps += 1
+        progress("numbers of edges", steps, max(steps + 1, 10))
+    return masks
+
+
+def _behaviour(outcome: Outcome, sample: Sample) -> float:
+    """Faithfulness, where it means something; else the accuracy."""
+    values = point_values(outcome, sample.anchors)
+    faithfulness = values["faithfulness"]
+    return float(outcome.mean("accuracy") if faithfulness is None else faithfulness)
