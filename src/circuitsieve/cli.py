@@ -217,6 +217,53 @@ def figures(
     return 0
 
 
+def edges(
+    run: str,
+    /,
+    *,
+    max_change: float = 0.05,
+    pairs: int = 64,
+    points: int = 5,
+    batch_size: int = 8,
+    device: str | None = None,
+    json: bool = False,
+) -> int:
+    """Find which edges between the heads and MLPs of a circuit matter; single neurons stay as the circuit has them.
+
+    Parameters
+    ----------
+    run
+        The folder of the run: gets edges.safetensors and edges.json, and a section of the card.
+    max_change
+        How far faithfulness on validation pairs may move from the circuit's with all its edges.
+    pairs
+        So many training pairs score the edges, and as many validation pairs choose how many are kept.
+    points
+        At which gradients are taken.
+    batch_size
+        Pairs that are run at once: memory grows with it.
+    device
+        Where the model runs; if not given, where the run was made.
+    json
+        Print what was found as JSON.
+    """
+    from circuitsieve.edges import EdgeConfig
+    from circuitsieve.publishing import EXHIBITS, renew_report
+    from circuitsieve.report.edges import edges_view
+    from circuitsieve.wiring import wire_run
+
+    config = EdgeConfig(max_change, points, train_pairs=pairs, validation_pairs=pairs, batch_size=batch_size)
+    with RichReporter() as reporter, damage_named(run):
+        folder, found = wire_run(run, reporter, config, device=device)
+        if folder.has(EXHIBITS):
+            renew_report(folder)
+    if json:
+        print_json(found.to_dict())
+    else:
+        Console().print(edges_view(found.to_dict(), found.edges))
+    return 0
+
+
 def compact(run: str, /, *, out: Path, recover: int = 0, device: str | None = None, json: bool = False) -> int:
     """Write the circuit of a run as a smaller model: what it closed is gone from the weights. `--model` takes its folder.
 
@@ -282,6 +329,7 @@ COMMANDS: tuple[Callable[..., int], ...] = (
     show,
     report,
     evaluate,
+    edges,
     comparisons.compare,
     figures,
     compact,

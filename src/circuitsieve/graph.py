@@ -188,6 +188,13 @@ class Graph:
                 target = self.target_name(receiver, layer, index)
                 yield Edge(self.source_name(source), target, receiver, layer, index, source)
 
+    def readers(self, edge: Edge) -> list[str]:
+        """The nodes that an edge leads to: of shared keys or values, every head of the group."""
+        if edge.receiver in (Receiver.K, Receiver.V):
+            each = self.space.heads // self.space.kv_heads
+            return [f"a{edge.layer}.h{head}" for head in range(edge.place * each, (edge.place + 1) * each)]
+        return [edge.target.partition("<")[0]]
+
     def check(self, masks: EdgeMasks) -> None:
         """Refuse masks of another shape, or of edges that there are not.
 

@@ -224,6 +224,8 @@ def with_run_facts(card: Card, folder: RunFolder, spent: Mapping[str, int | floa
         **spent,
         "reasons": reasons,
     }
+    if folder.has("edges.json"):
+        facts["edges"] = folder.look_up("edges.json", "found")
     return Card({**card.values, **facts})
 
 

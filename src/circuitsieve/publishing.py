@@ -72,6 +72,7 @@ def _record(folder: RunFolder) -> RunRecord:
         pairs=folder.read_pairs(),
         circuit=circuit,
         ranking=ranking,
+        edges=folder.read_edges() if folder.has("edges.json") else None,
     )
 
 

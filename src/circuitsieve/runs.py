@@ -261,7 +261,7 @@ class RunFolder:
         tensors = {f"keep.{receiver}": mask.flatten(0, 1) for receiver, mask in edges.masks.items()}
         tensors.update({f"score.{receiver}": score.flatten(0, 1) for receiver, score in edges.scores.items()})
         files.write_tensors(self.path / "edges.safetensors", tensors)
-        self.write_json("edges.json", {"parallel": edges.graph.parallel, **about})
+        self.write_json("edges.json", {"parallel": edges.graph.parallel, "found": about})
 
     def read_edges(self) -> EdgeCircuit:
         """Read the edges of the circuit.

@@ -10,7 +10,9 @@ from markupsafe import Markup
 
 from circuitsieve import figures, frames
 from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.graph import EdgeCircuit
 from circuitsieve.report.command import command
+from circuitsieve.report.edges import ranked
 from circuitsieve.report.templates import rendered
 from circuitsieve.runs import PairRecord
 from circuitsieve.vocabulary import Granularity, SiteKind
@@ -20,6 +22,8 @@ BEATEN = 0.95
 """The share of random circuits that one must beat to be trusted."""
 NEAR = 0.05
 """Of accuracy: what is so near is as good."""
+TABLED = 200
+"""Edges in the table; all are in the picture."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class RunRecord:
     pairs: Sequence[PairRecord]
     circuit: Circuit
     ranking: Ranking | None
+    edges: EdgeCircuit | None = None
 
 
 def page(run: RunRecord, shown: Mapping[str, Any]) -> str:
@@ -64,6 +69,7 @@ def page(run: RunRecord, shown: Mapping[str, Any]) -> str:
         pairs_few=card.get("random", card["test"])["n"],
         verdicts=card.get("verdicts", {}),
         nulls=_nulls(card),
+        edges=_edges(run),
         curve=[["size", "KL, nats", "accuracy", "faithfulness"], *(_curve_row(point) for point in curve)],
         curve_figure=_inline(figures.curve(frames.curve(curve), run.circuit.size)) if curve else "",
         course_figure=_inline(figures.course(frames.history(run.history))) if run.history else "",
@@ -146,6 +152,7 @@ def _sections(run: RunRecord, shown: Mapping[str, Any]) -> list[tuple[str, str]]
     return [
         ("circuit", "circuit"),
         ("card", "held-out pairs"),
+        *([("edges", "edges")] if run.edges else []),
         *([("sizes", "sizes")] if shown["curve"] else []),
         *([("course", "search")] if run.history else []),
         ("prompts", "prompts"),
@@ -206,6 +213,42 @@ def _data(run: RunRecord, shown: Mapping[str, Any]) -> dict[str, Any]:
         "kept": kept,
         "order": order,
         **{name: shown[name] for name in ("heads", "neurons", "attention", "vocabulary")},
+        "edges": [] if run.edges is None else _drawn(run.edges, run.circuit),
+    }
+
+
+def _drawn(edges: EdgeCircuit, circuit: Circuit) -> list[dict[str, Any]]:
+    """Edges as the page's script draws them: to nodes, Q, K and V of a head being one; the strongest first."""
+    heads = edges.graph.kept(circuit.masks)[0].nonzero().tolist()
+    kept = {
+        "logits",
+        *(f"a{layer}.h{head}" for layer, head in heads),
+        *(f"m{layer}" for layer in range(circuit.space.layers)),
+    }
+    return [
+        {
+            "name": str(edge),
+            "source": edge.source,
+            "nodes": [node for node in edges.graph.readers(edge) if node in kept],
+            "score": round(score, 6),
+        }
+        for edge, score in ranked(edges)
+    ]
+
+
+def _edges(run: RunRecord) -> dict[str, Any] | None:
+    """What is said of the edges."""
+    if run.edges is None:
+        return None
+    found = run.card["edges"]
+    rows = [[str(edge), f"{score:+.4f}"] for edge, score in ranked(run.edges)[:TABLED]]
+    return {
+        **{name: f"{found[name]:,}" for name in ("kept", "among", "total")},
+        "faithfulness": number(found["test"]["faithfulness"], 3),
+        "before": number(found["nodes"]["faithfulness"], 3),
+        "kl": number(found["test"]["kl"], 3),
+        "kl_before": number(found["nodes"]["kl"], 3),
+        "rows": [["edge", "gains, nats"], *rows],
     }
 
 

@@ -198,3 +198,85 @@ function filterPrompts() {
 drawMap();
 document.getElementById("search").addEventListener("input", search);
 document.getElementById("filter").addEventListener("input", filterPrompts);
+
+// --- edges -----------------------------------------------------------------------------------------------------------------
+
+const STEP = 34, ROW = 30, MARGIN = 46;
+
+function shape(tag, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+/** Where a node is drawn: later layers higher, an MLP above the heads of its layer. */
+function place(name) {
+  const bottom = MARGIN + space.layers * ROW, middle = MARGIN + (space.heads * STEP) / 2;
+  if (name === "input") return [middle, bottom + ROW];
+  if (name === "logits") return [middle, MARGIN - ROW / 2];
+  const [, kind, layer, head] = name.match(/^([am])(\d+)(?:\.h(\d+))?$/);
+  const y = bottom - Number(layer) * ROW;
+  return kind === "m" ? [MARGIN + space.heads * STEP + STEP / 2, y - ROW / 2] : [MARGIN + Number(head) * STEP, y];
+}
+
+function drawEdges() {
+  const width = MARGIN * 2 + (space.heads + 1) * STEP, height = MARGIN * 2 + (space.layers + 1) * ROW;
+  const picture = shape("svg", { viewBox: `0 0 ${width} ${height}`, width, role: "group", "aria-label": "kept edges between nodes" });
+  const strongest = Math.abs(data.edges[0].score) || 1;
+  for (const edge of data.edges) {
+    const [x1, y1] = place(edge.source);
+    const lines = edge.nodes.map(place).map(([x2, y2]) => `M${x1},${y1} C${x1},${(y1 + y2) / 2} ${x2},${(y1 + y2) / 2} ${x2},${y2}`);
+    const strength = Math.sqrt(Math.abs(edge.score) / strongest);
+    edge.line = shape("path", {
+      d: lines.join(" "), class: edge.score < 0 ? "edge against" : "edge",
+      "stroke-width": (0.6 + 2.6 * strength).toFixed(2), "stroke-opacity": (0.15 + 0.75 * strength).toFixed(2),
+    }, shape("title", {}, `${edge.name} ${edge.score.toFixed(4)}`));
+    picture.append(edge.line);
+  }
+  const names = new Set(data.edges.flatMap((edge) => [edge.source, ...edge.nodes]));
+  for (const name of names) {
+    const [x, y] = place(name);
+    const node = shape("g", { class: "node", tabindex: "0", role: "button", "aria-pressed": "false", "data-node": name, transform: `translate(${x},${y})` },
+      shape("rect", { x: -15, y: -7, width: 30, height: 14, rx: 3 }), shape("text", { y: 3.5, "text-anchor": "middle" }, name.replace(".h", ".")));
+    node.addEventListener("click", () => follow(name));
+    node.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { follow(name); event.preventDefault(); } });
+    picture.append(node);
+  }
+  document.getElementById("graph").append(picture);
+  const strength = document.getElementById("strength");
+  strength.max = data.edges.length;
+  strength.value = Math.min(100, data.edges.length);
+  strength.addEventListener("input", showEdges);
+  showEdges();
+}
+
+let followed = null;
+
+function follow(name) {
+  followed = followed === name ? null : name;
+  showEdges();
+}
+
+/** Show the strongest edges, or those of the chosen node among them. */
+function showEdges() {
+  const shown = data.edges.slice(0, Number(document.getElementById("strength").value));
+  const own = shown.filter((edge) => followed === null || edge.source === followed || edge.nodes.includes(followed));
+  const visible = new Set(own), reached = new Set(own.flatMap((edge) => [edge.source, ...edge.nodes]));
+  for (const edge of data.edges) edge.line.style.display = visible.has(edge) ? "" : "none";
+  for (const node of document.querySelectorAll("#graph .node")) {
+    node.classList.toggle("faint", !reached.has(node.dataset.node));
+    node.setAttribute("aria-pressed", String(node.dataset.node === followed));
+  }
+  document.getElementById("shown").textContent = `${shown.length} of ${data.edges.length}`;
+  const panel = document.getElementById("followed");
+  if (followed === null) {
+    panel.replaceChildren(make("p", { class: "hint" }, "Choose a node to see its edges."));
+    return;
+  }
+  const list = (title, edges) => [make("h4", {}, title), make("ul", {}, ...edges.map((edge) => make("li", {}, `${edge.name} ${edge.score.toFixed(4)}`)))];
+  panel.replaceChildren(make("h3", {}, followed), ...list("It reads", own.filter((edge) => edge.nodes.includes(followed))),
+    ...list("It is read by", own.filter((edge) => edge.source === followed)));
+}
+
+if (data.edges.length) drawEdges();
