@@ -201,7 +201,7 @@ document.getElementById("filter").addEventListener("input", filterPrompts);
 
 // --- edges -----------------------------------------------------------------------------------------------------------------
 
-const STEP = 34, ROW = 30, MARGIN = 46;
+const STEP = Math.max(34, 560 / (space.heads + 1)), ROW = 30, MARGIN = 46;
 
 function shape(tag, attributes, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
