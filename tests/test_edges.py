@@ -38,7 +38,7 @@ def test_scores_add_up_to_what_all_edges_gain(family: str, seed: int) -> None:
     """Integrated gradients are complete: in sum they are the difference of their ends (Sundararajan et al. 2017)."""
     harness, _, among = harness_of(shared(family), seed)
     circuit, references, batches = harness.circuit, harness.references, harness.all.batches
-    scores = edge_scores(circuit, among, references, batches, points=60)
+    scores = edge_scores(circuit, among, references, batches, [(i + 0.5) / 60 for i in range(60)])
     none = {receiver: torch.zeros_like(mask) for receiver, mask in among.items()}
     gain = [run_edges(circuit, among, edges, references, batches).mean("kl") for edges in (none, among)]
     assert gain[0] - gain[1] == pytest.approx(float(sum(score.sum() for score in scores.values())), rel=0.01, abs=1e-5)
@@ -71,7 +71,7 @@ def test_fewer_edges_within_the_bound() -> None:
     config = EdgeConfig(max_change=0.3, train_pairs=16, validation_pairs=12, batch_size=4)
     found = find_edges(loaded.model, circuit, pairs, config, lambda what, *_: ticks.append(what))
     assert found.edges.kept < found.among == count(graph_of(subject).every()) == found.edges.total
-    assert {"gradients of edges", "numbers of edges", "test pairs"} <= set(ticks)
+    assert {"gradients of edges", "numbers of edges", "rounds", "test pairs"} <= set(ticks)
     validation = Harness(subject, circuit, pairs.validation, EvaluationConfig(batch_size=4))
     among = graph_of(subject).every()
     outcome = run_edges(circuit, among, found.edges.masks, validation.references, validation.all.batches)

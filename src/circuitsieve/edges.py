@@ -5,11 +5,14 @@
    edge's mask, averaged over points between "no edge" and "every edge", all edges moving together.
 3. The edges that matter most, for good or bad, are kept: as few as leave the faithfulness on validation pairs within a bound of
    the circuit's. (By what they gain alone the few that work against the task would go first, and with them its calibration.)
-4. Edges that lie on no path from the embedding to the logits change nothing and go.
+4. What an edge matters depends on which others are left: around the kept edges all are scored again, and a quarter more is cut,
+   for as long as the bound holds.
+5. Edges that lie on no path from the embedding to the logits change nothing and go.
 
 Memory: what the sources write on one batch, and what each receiver reads of it for the backward pass.
 """
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +33,10 @@ from circuitsieve.rewiring import SoftEdges, graph_of, rewired
 from circuitsieve.subject import fitting, frozen
 
 Progress = Callable[[str, int, int], None]
+STAYS = 0.75
+"""Of the edges, each round."""
+AROUND = (0.4, 0.8, 1.0)
+"""Masks of the kept edges at which all are scored again."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,10 @@ class EdgeConfig:
     """By which edges are scored."""
     validation_pairs: int = 64
     """By which the number of edges is chosen."""
+    rounds: int = 12
+    """How often edges are scored again at most."""
+    round_pairs: int = 24
+    """Training pairs by which they are."""
     batch_size: int = 8
     """Pairs that are run at once: memory grows with it."""
     seed: int = 0
@@ -51,9 +62,9 @@ class EdgeConfig:
     def __post_init__(self) -> None:
         if not 0 < self.max_change < 1:
             raise ConfigError(f"max-change: found {self.max_change}, expected a change of faithfulness between 0 and 1")
-        for name in ("points", "train_pairs", "validation_pairs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name.replace('_', '-')}: found {getattr(self, name)}, expected at least 1")
+        for name in ("points", "train_pairs", "validation_pairs", "rounds", "round_pairs", "batch_size"):
+            if getattr(self, name) < (lowest := int(name != "rounds")):
+                raise ConfigError(f"{name.replace('_', '-')}: found {getattr(self, name)}, expected at least {lowest}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,13 +122,16 @@ def find_edges(
     with frozen(model):
         train, validation, test = (
             Harness(subject, circuit, some, EvaluationConfig(batch_size=config.batch_size, seed=config.seed))
-            for some in (pairs.train[: config.train_pairs], pairs.validation[: config.validation_pairs], pairs.test)
+            for some in (pairs.train, pairs.validation[: config.validation_pairs], pairs.test)
         )
-        scores = edge_scores(circuit, among, train.references, train.all.batches, config.points, progress)
-        masks = _fewest(graph, circuit, among, scores, validation, config.max_change, progress)
-        found = EdgeCircuit(graph, masks, {receiver: score.float() for receiver, score in scores.items()})
+        search = _Search(graph, circuit, among, train, validation, config, progress)
+        search.bisect()
+        while search.narrow():
+            pass
+        scores = {receiver: score.float() for receiver, score in search.scores.items()}
+        found = EdgeCircuit(graph, search.masks, scores)
         progress("test pairs", 0, 1)
-        with_edges = test.all.summary(run_edges(circuit, among, masks, test.references, test.all.batches))
+        with_edges = test.all.summary(run_edges(circuit, among, search.masks, test.references, test.all.batches))
         whole = test.all.summary(test.run(circuit, test.all, "circuit"))
         progress("test pairs", 1, 1)
     return FoundEdges(found, count(among), with_edges, whole)
@@ -128,25 +142,43 @@ def edge_scores(
     among: EdgeMasks,
     references: References,
     batches: Sequence[PairBatch],
-    points: int,
+    points: Sequence[float],
+    *,
+    kept: EdgeMasks | None = None,
     progress: Progress = lambda *_: None,
 ) -> dict[Receiver, Tensor]:
-    """What keeping each edge gains in nats of KL, averaged over pairs: [layers, receivers, sources], 0 outside the circuit."""
+    """What keeping each edge gains in nats of KL, averaged over pairs and points.
+
+    Args:
+        circuit: the nodes.
+        among: the edges between them.
+        references: of the circuit's ablation.
+        batches: the pairs.
+        points: the masks of the kept edges at which gradients are taken.
+        kept: edges that are not cut; all if not given.
+        progress: called after every pass.
+
+    Returns:
+        [layers, receivers, sources], 0 outside the circuit.
+    """
+    kept = kept or among
     sums = {receiver: torch.zeros(mask.shape, dtype=torch.float64) for receiver, mask in among.items()}
     for done, batch in enumerate(batches):
-        for point in range(points):
+        for place, point in enumerate(points):
             soft = {
-                receiver: (mask * ((point + 0.5) / points)).float().to(references.subject.device).requires_grad_()
-                for receiver, mask in among.items()
+                receiver: (mask * point).float().to(references.subject.device).requires_grad_()
+                for receiver, mask in kept.items()
             }
             logits, reference = _logits(circuit, among, soft, references, batch)
             candidates = batch.targets.candidates
             gain = -kl(log_probs(reference, candidates), log_probs(logits, candidates)).sum()
             for receiver, gradient in zip(soft, torch.autograd.grad(gain, list(soft.values())), strict=True):
                 sums[receiver] += gradient.double().cpu()
-            progress("gradients of edges", done * points + point + 1, len(batches) * points)
+            progress("gradients of edges", done * len(points) + place + 1, len(batches) * len(points))
     pairs = sum(map(len, batches))
-    return {receiver: torch.where(among[receiver], total / (points * pairs), 0) for receiver, total in sums.items()}
+    return {
+        receiver: torch.where(among[receiver], total / (len(points) * pairs), 0) for receiver, total in sums.items()
+    }
 
 
 def run_edges(
@@ -193,32 +225,64 @@ def highest(graph: Graph, among: EdgeMasks, scores: dict[Receiver, Tensor], kept
     return graph.alive({receiver: among[receiver] & (sizes[receiver] >= lowest) for receiver in Receiver})
 
 
-def _fewest(
-    graph: Graph,
-    circuit: Circuit,
-    among: EdgeMasks,
-    scores: dict[Receiver, Tensor],
-    validation: Harness,
-    max_change: float,
-    progress: Progress,
-) -> EdgeMasks:
-    """The smallest number of edges that leaves the faithfulness within the bound, by bisection to a twentieth."""
-    sample = validation.all
-    target = _behaviour(validation.run(circuit, sample, "circuit"), sample)
-    enough, too_few, masks = count(among), 0, among
-    steps = 0
-    while enough - too_few > max(1, enough // 20):
-        middle = round((enough * max(1, too_few)) ** 0.5) if too_few else enough // 4
-        middle = min(max(middle, too_few + 1), enough - 1)
-        tried = highest(graph, among, scores, middle)
-        found = _behaviour(run_edges(circuit, among, tried, validation.references, sample.batches), sample)
-        if abs(found - target) <= max_change:
-            enough, masks = middle, tried
-        else:
-            too_few = middle
-        steps += 1
-        progress("numbers of edges", steps, max(steps + 1, 10))
-    return masks
+class _Search:
+    """As few edges as keep the behaviour on validation pairs."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        circuit: Circuit,
+        among: EdgeMasks,
+        train: Harness,
+        validation: Harness,
+        config: EdgeConfig,
+        progress: Progress,
+    ) -> None:
+        self.graph, self.circuit, self.among, self.config, self.progress = graph, circuit, among, config, progress
+        self.references, self.validation = train.references, validation
+        self.batches = random.Random(config.seed).sample(train.all.batches, len(train.all.batches))
+        self.target = _behaviour(validation.run(circuit, validation.all, "circuit"), validation.all)
+        self.masks: EdgeMasks = among
+        n = config.points
+        some = self.batches[: -(-config.train_pairs // config.batch_size)]
+        middles = [(i + 0.5) / n for i in range(n)]
+        self.scores = edge_scores(circuit, among, self.references, some, middles, progress=progress)
+        self.round = 0
+
+    def holds(self, masks: EdgeMasks) -> bool:
+        """Whether a choice of edges stays within the bound."""
+        outcome = run_edges(self.circuit, self.among, masks, self.validation.references, self.validation.all.batches)
+        return abs(_behaviour(outcome, self.validation.all) - self.target) <= self.config.max_change
+
+    def bisect(self) -> None:
+        """The smallest number of edges by the first scores, to a tenth."""
+        enough, too_few, steps = count(self.among), 0, 0
+        while enough - too_few > max(1, enough // 10):
+            middle = round((enough * too_few) ** 0.5) if too_few else enough // 4
+            middle = min(max(middle, too_few + 1), enough - 1)
+            tried = highest(self.graph, self.among, self.scores, middle)
+            if self.holds(tried):
+                enough, self.masks = middle, tried
+            else:
+                too_few = middle
+            steps += 1
+            self.progress("numbers of edges", steps, max(steps + 1, 8))
+
+    def narrow(self) -> bool:
+        """Score all edges again around the kept ones and cut some more; whether that held."""
+        fewer = int(count(self.masks) * STAYS)
+        if self.round == self.config.rounds or not fewer:
+            return False
+        each = -(-self.config.round_pairs // self.config.batch_size)
+        first = self.round * each % len(self.batches)
+        some = (self.batches[first:] + self.batches)[:each]
+        self.round += 1
+        scores = edge_scores(self.circuit, self.among, self.references, some, AROUND, kept=self.masks)
+        tried = highest(self.graph, self.among, scores, fewer)
+        if held := self.holds(tried):
+            self.masks, self.scores = tried, scores
+        self.progress("rounds", self.round, self.config.rounds)
+        return held
 
 
 def _behaviour(outcome: Outcome, sample: Sample) -> float:

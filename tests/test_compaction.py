@@ -1,0 +1,95 @@
+"""The command `compact`: from a run folder to the folder of a model, what is said of it and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import circuitsieve
+from circuitsieve import cli
+from circuitsieve.runs import RunFolder
+from tiny_cli import call, complaint, quiet_and_offline
+
+
+@pytest.fixture(scope="module")
+def compacted(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compact model of the tiny run, its constants tuned."""
+    out = tmp_path_factory.mktemp("compacted") / "model"
+    with quiet_and_offline(), pytest.raises(SystemExit) as stopped:
+        cli.main(["compact", str(home / "run"), "--out", str(out), "--recover", "3"])
+    assert stopped.value.code == 0
+    return out
+
+
+def test_what_is_written_is_a_smaller_model(compacted: Path, home: Path) -> None:
+    about = json.loads((compacted / "compact.json").read_text())
+    full, smaller = (circuitsieve.load_model(str(path)).model for path in (home / "model", compacted))
+    counts = {
+        name: sum(p.numel() for p in model.parameters()) for name, model in (("full", full), ("compact", smaller))
+    }
+    circuit, _ = RunFolder.open(home / "run").read_circuit()
+    assert about["cost"]["parameters"] == counts
+    assert about["cost"]["projections"] == {"full": circuit.parameters.total, "compact": circuit.parameters.kept}
+    assert (about["ablation"], about["found_with"], about["recover_steps"]) == ("mean", "corrupted", 3)
+    assert about["quality"]["compact"]["kl"] == pytest.approx(about["quality"]["constants"]["kl"], rel=1e-4)
+    assert about["quality"]["difference"] < 1e-5
+    assert {"circuit", "recovered"} <= about["quality"].keys()
+    assert smaller(torch.tensor([[1, 2, 3]])).logits.shape == full(torch.tensor([[1, 2, 3]])).logits.shape
+
+
+def test_it_says_what_became_of_the_circuit(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = call(capsys, "compact", home / "run", "--out", tmp_path / "model")
+    assert said.status == 0
+    assert "was found with the baseline corrupted" in said.err
+    assert "the compact model" in said.out
+    assert "tuned" not in said.out
+    assert f"Compact model: {tmp_path / 'model'}" in said.out
+    as_json = json.loads(call(capsys, "compact", home / "run", "--out", tmp_path / "other", "--json").out)
+    assert as_json["quality"]["pairs"] == json.loads((home / "run/card.json").read_text())["test"]["n"]
+
+
+def test_a_compact_model_is_studied_by_nobody(
+    compacted: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("discover", "--model", compacted, "--task", home / "pairs.jsonl", "--out", tmp_path / "run")
+    assert complaint(capsys, *words).startswith("model: found a compact model, expected a full one")
+
+
+def test_what_is_in_the_way_stays(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/mine.txt").write_text("mine")
+    refusal = "expected a new or empty folder for the compact model"
+    assert complaint(capsys, "compact", home / "run", "--out", tmp_path / "notes").endswith(refusal)
+    assert complaint(capsys, "compact", home / "run", "--out", tmp_path / "notes/mine.txt").endswith(refusal)
+    assert (tmp_path / "notes/mine.txt").read_text() == "mine"
+    assert complaint(capsys, "compact", tmp_path, "--out", tmp_path / "a").startswith(
+        f"{tmp_path}: found no config.json"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_a_failure_leaves_nothing_behind(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("circuitsieve.compaction.save_compact", full)
+    failed = call(capsys, "compact", home / "run", "--out", tmp_path / "model")
+    assert (failed.status, failed.out) == (2, "")
+    said = failed.err.splitlines()[-1]
+    assert (
+        said
+        == f"circuitsieve: {tmp_path}/model: cannot be written (No space left on device), expected a new or empty folder"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_other_weights_is_refused(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(home / "run", tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["fingerprint"] = "0" * 32
+    (run / "config.json").write_text(json.dumps(config))
+    assert "found other weights in the model" in complaint(capsys, "compact", run, "--out", tmp_path / "model")
