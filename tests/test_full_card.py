@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,15 +17,17 @@ from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.data import Example, Pairs, batches
 from circuitsieve.errors import ConfigError
 from circuitsieve.evaluation import EvaluationConfig, minimality
-from circuitsieve.evaluation.areas import SIZES, cmd, cpr
+from circuitsieve.evaluation.areas import SIZES, areas, cmd, cpr
 from circuitsieve.evaluation.controls import anywhere, kept, matched_random, some_of, whole, without
 from circuitsieve.evaluation.full import evaluate_fully, judged
 from circuitsieve.evaluation.harness import Harness
 from circuitsieve.evaluation.hypotheses import beats_most, corrected, dependent, equal, unequal, wins
 from circuitsieve.evaluation.minimality import FEWEST, changed, chosen_nodes, null_nodes
+from circuitsieve.mib import importances, read_mib
 from circuitsieve.nodes import Node
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation, Granularity
+from circuitsieve.wholes import Wholes
 from tiny import tiny_gpt2, tiny_pairs
 
 G = Granularity
@@ -263,6 +266,15 @@ def test_areas_are_those_of_the_faithfulness_of_cuts(card: dict):
     assert card["cmd"]["area"] == pytest.approx(float(cmd(found)))
     low, high = card["intervals"]["cpr"]["area"]
     assert low <= card["cpr"]["area"] <= high
+
+
+def test_areas_of_a_submission_to_mib_are_those_of_its_whole_nodes(tmp_path: Path):
+    content = importances(Wholes.of(CIRCUIT, RANKING, None))
+    (tmp_path / "importances.json").write_text(json.dumps(content))
+    blocks = Ranking(SPACE, SPACE.lifted(RANKING.scores, (G.HEAD, G.MLP_BLOCK)))
+    found, expected = (areas(harness(), ranking) for ranking in (read_mib(tmp_path, SPACE).ranking, blocks))
+    assert len(set(found["cpr"].values["faithfulness"].values())) > 2
+    assert [found[name].values for name in ("cpr", "cmd")] == [expected[name].values for name in ("cpr", "cmd")]
 
 
 def places(granularity: Granularity) -> list[tuple[int, int]]:

@@ -264,6 +264,32 @@ def edges(
     return 0
 
 
+def export(
+    run: str,
+    /,
+    *,
+    out: Path,
+    kind: Annotated[Literal["mib", "graphml", "dot", "json", "cytoscape", "csv"], Parameter(name="--format")],
+) -> int:
+    """Write the circuit of a run for other tools: its heads and MLPs, and the edges between them if they were searched.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    out
+        The new file; of mib and csv, the new folder.
+    kind
+        What it is written as: importances of MIB, GraphML, Graphviz's DOT, networkx's node-link JSON, Cytoscape's JSON, tables.
+    """
+    from circuitsieve.exporting import export_run
+
+    with damage_named(run):
+        export_run(run, out, kind)
+    Console().print(Text(f"Export: {out}"), soft_wrap=True)
+    return 0
+
+
 def compact(run: str, /, *, out: Path, recover: int = 0, device: str | None = None, json: bool = False) -> int:
     """Write the circuit of a run as a smaller model: what it closed is gone from the weights. `--model` takes its folder.
 
@@ -332,6 +358,7 @@ COMMANDS: tuple[Callable[..., int], ...] = (
     edges,
     comparisons.compare,
     figures,
+    export,
     compact,
     comparisons.sweep,
     plan,

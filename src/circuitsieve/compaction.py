@@ -5,11 +5,8 @@ the training pairs. What that changes is measured on the test pairs.
 """
 
 import copy
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from circuitsieve import files
 from circuitsieve.ablations import constants
 from circuitsieve.architectures import architecture_of
 from circuitsieve.checkpoint import save_compact
@@ -96,7 +94,7 @@ def compact_run(
             "quality": quality,
             "cost": saved(loaded.model, smaller, circuit),
         }
-    with _written_whole(out) as temporary:
+    with files.whole_folder(out) as temporary:
         save_compact(temporary, smaller, loaded.tokenizer, circuit, about)
     return Compacted(out, smaller, about)
 
@@ -226,25 +224,3 @@ def _check_empty(out: Path) -> None:
         raise RunError(f"{out}: cannot be read ({error.strerror or error}), expected a new or empty folder") from error
     if taken:
         raise RunError(f"{out}: found files there, expected a new or empty folder for the compact model")
-
-
-@contextmanager
-def _written_whole(out: Path) -> Iterator[Path]:
-    """A folder beside the one that is meant, which takes its place when all of it is written."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    except OSError as error:
-        raise _unwritable(out, error) from error
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.replace(out)
-    except OSError as error:
-        raise _unwritable(out, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _unwritable(out: Path, error: OSError) -> RunError:
-    return RunError(f"{out}: cannot be written ({error.strerror or error}), expected a new or empty folder")

@@ -6,7 +6,10 @@ Safetensors carry one metadata key only: with several, their bytes differ from p
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,35 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside the one that is meant, which takes its place when all of it is written.
+
+    Args:
+        out: a new or empty folder.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(out)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unwritable(out: Path, error: OSError) -> RunError:
+    return RunError(f"{out}: cannot be written ({error.strerror or error}), expected a new or empty folder")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
