@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from circuitsieve import cli, tasks
+from circuitsieve import applied, cli, compact, tasks
 from circuitsieve.chat import in_chat_form
+from circuitsieve.circuit import Circuit
 from circuitsieve.data import encode_all
 from circuitsieve.loaders import TaskOptions, load_task
 from circuitsieve.models import LoadedModel, load_model
 from circuitsieve.pairs import Pair, TextSplits
 from circuitsieve.screening import screen
 from circuitsieve.selfcheck import selfcheck
+from circuitsieve.subject import Subject
+from circuitsieve.vocabulary import Ablation, Granularity
 
 pytestmark = pytest.mark.smollm2
 
@@ -78,3 +81,22 @@ def test_a_short_discovery_beats_random_circuits(tmp_path: Path, capsys: pytest.
     assert len(history) == 40
     assert ["open.mlp_neuron" in entry for entry in history] == [False] * 24 + [True] * 16
     assert history[-1]["open.mlp_neuron"] < 0.9
+
+
+def test_a_compact_model_is_the_circuit(smollm2: LoadedModel) -> None:
+    """Random circuits of a tenth of the units, with groups of heads that are closed, open in part and whole."""
+    space, generator = Subject.of(smollm2.model).space, torch.Generator().manual_seed(0)
+    masks = {
+        g: torch.rand(space.shape(g), generator=generator) < 0.3 for g in (Granularity.HEAD, Granularity.MLP_NEURON)
+    }
+    sites = Subject.of(smollm2.model).architecture.sites()
+    zeros = {site: torch.zeros(1) for site in sites}
+    circuit = Circuit(space, masks, Ablation.ZERO, zeros)
+    prompts = torch.randint(100, 40_000, (2, 12), generator=generator)
+    smaller = compact(smollm2.model, circuit)
+    with torch.no_grad(), applied(smollm2.model, circuit):
+        expected = smollm2.model(prompts).logits
+    with torch.no_grad():
+        assert (smaller(prompts).logits - expected).abs().max() <= 1e-4 * expected.abs().max()
+    kept = sum(p.numel() for name, p in smaller.named_parameters() if ".layers." in name and p.dim() == 2)
+    assert kept == circuit.parameters.kept < 0.4 * circuit.parameters.total

@@ -85,7 +85,7 @@ def compact_run(
         quality = _quality(loaded, found, circuit, smaller, pairs)
         if recover_steps:
             tune(answering(smaller, circuit), Subject.of(loaded.model), pairs, recover_steps, reporter.evaluation)
-            quality["recovered"] = _means(answering(smaller, circuit), Subject.of(loaded.model), pairs.test)
+            quality["recovered"] = quality_of(smaller, circuit, loaded.model, pairs.test)
         about = {
             "run": str(folder.path),
             "ablation": str(circuit.ablation),
@@ -129,26 +129,34 @@ def _quality(
     loaded: LoadedModel, found: Circuit, circuit: Circuit, smaller: PreTrainedModel, pairs: Pairs
 ) -> dict[str, Any]:
     """Test pairs: the circuit as it was found, under the constants, and as a model; how far the last two differ."""
-    subject = Subject.of(loaded.model)
     under = {"circuit": found, **({} if circuit is found else {"constants": circuit})}
     quality: dict[str, Any] = {}
     for name, one in under.items():
         values = measure_circuits(loaded.model, [one], pairs.test)[0].values
         quality[name] = {metric: values[metric] for metric in SHOWN}
-    small = answering(smaller, circuit)
-    quality["compact"] = _means(small, subject, pairs.test)
-    quality["difference"] = _difference(small, subject, circuit, pairs.test)
+    quality["compact"] = quality_of(smaller, circuit, loaded.model, pairs.test)
+    quality["difference"] = _difference(answering(smaller, circuit), Subject.of(loaded.model), circuit, pairs.test)
     quality["pairs"] = len(pairs.test)
     return quality
 
 
 @torch.no_grad()
-def _means(smaller: Subject, full: Subject, examples: Sequence[Example]) -> dict[str, float]:
-    """A compact model beside the full one, as `evaluate` measures a circuit."""
+def quality_of(
+    smaller: PreTrainedModel, circuit: Circuit, model: nn.Module, examples: Sequence[Example]
+) -> dict[str, float]:
+    """Mean KL, accuracy and exact match of a compact model beside the full one, as `evaluate` measures a circuit.
+
+    Args:
+        smaller: the compact model.
+        circuit: that it was made of.
+        model: that the circuit was found in.
+        examples: held-out pairs.
+    """
+    full, small = Subject.of(model), answering(smaller, circuit)
     found: list[PairMetrics] = []
     for batch in batches(examples, BATCH_SIZE, device=full.device):
-        whole, small = (answer_logits(subject, batch.clean, batch.positions) for subject in (full, smaller))
-        found.append(measure(whole, small, batch.targets))
+        said, own = (answer_logits(subject, batch.clean, batch.positions) for subject in (full, small))
+        found.append(measure(said, own, batch.targets))
     return {name: float(torch.cat([getattr(one, name) for one in found]).mean()) for name in SHOWN}
 
 
