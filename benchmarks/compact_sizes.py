@@ -2,9 +2,9 @@
 
     python benchmarks/compact_sizes.py RUN [--sizes 0.32 0.16 0.08 0.04 0.02] [--out FILE.json]
 
-RUN is the folder of a search with a constant ablation (`discover --ablation mean --method nested`). Its ranking is cut at each size,
-nothing is searched again, so its circuits are best at the size that was asked for. KL and accuracy are those of the compact model on
-the run's test pairs; times are medians of calls taken in turns with the full model.
+RUN is the folder of a search with a constant ablation (`discover --ablation mean --method nested`). Its ranking is cut at each
+size, nothing is searched again, so its circuits are best at the size that was asked for. KL and accuracy are those of the compact
+model on the run's test pairs; times are medians of calls taken in turns with the full model.
 """
 
 import argparse

@@ -10,6 +10,8 @@ pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import Page, sync_playwright
 
+from tiny_cli import make_wired
+
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
 QUIET = [
@@ -22,8 +24,8 @@ QUIET = [
 
 
 @pytest.fixture(scope="module")
-def page(home: Path) -> Iterator[Page]:
-    """The report of a run; whatever it asks the network for, or complains about, fails the test that caused it."""
+def page(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """The report of a run with edges; whatever it asks the network for, or complains about, fails the test that caused it."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *QUIET])
         opened = browser.new_page()
@@ -32,7 +34,7 @@ def page(home: Path) -> Iterator[Page]:
         opened.on("request", lambda request: asked.append(request.url))
         opened.on("console", lambda message: complaints.append(message.text))
         opened.on("pageerror", lambda error: complaints.append(str(error)))
-        report = (home / "run" / "report.html").as_uri()
+        report = (make_wired(home, tmp_path_factory.mktemp("browser") / "run") / "report.html").as_uri()
         opened.goto(report)
         yield opened
         assert asked == [report]
@@ -101,3 +103,25 @@ def test_light_turns_dark_and_back(page: Page):
     assert paper() != before
     page.click("#theme")
     assert paper() == before
+
+
+def test_edges_are_those_of_the_chosen_node_and_no_weaker_than_the_slider_says(page: Page):
+    edges = page.evaluate("data.edges.map(({ name, source, nodes }) => ({ name, source, nodes }))")
+
+    def drawn() -> list[str]:
+        return page.evaluate("data.edges.filter((edge) => edge.line.style.display !== 'none').map((edge) => edge.name)")
+
+    assert page.locator("#shown").inner_text() == f"{min(100, len(edges))} of {len(edges)}"
+    assert page.locator("#graph path.edge").count() == len(edges)
+    assert drawn() == [edge["name"] for edge in edges[:100]]
+    node = page.locator("#graph .node").first
+    name = node.get_attribute("data-node")
+    own = [edge for edge in edges[:100] if name == edge["source"] or name in edge["nodes"]]
+    node.focus()
+    page.keyboard.press("Enter")
+    assert drawn() == [edge["name"] for edge in own]
+    listed = page.locator("#followed li").all_inner_texts()
+    assert sorted(line.split()[0] for line in listed) == sorted(edge["name"] for edge in own)
+    node.click()
+    page.locator("#strength").fill("1")
+    assert drawn() == [edges[0]["name"]]

@@ -9,19 +9,20 @@ import pytest
 import safetensors.torch
 import torch
 
-from circuitsieve import cli
 from circuitsieve.circuit import Circuit
 from circuitsieve.edges import EdgeConfig, edge_scores, find_edges, highest, run_edges
 from circuitsieve.errors import ConfigError, RunError
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness
 from circuitsieve.graph import EdgeCircuit, Graph, Receiver, count
+from circuitsieve.loaders import TaskOptions, load_task
+from circuitsieve.models import load_model
 from circuitsieve.rewiring import graph_of
 from circuitsieve.runs import RunFolder
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Granularity
 from models import random_examples, random_masks, shared
 from tiny import tiny_loaded, tiny_pairs
-from tiny_cli import call, complaint, quiet_and_offline
+from tiny_cli import EDGE_WORDS, call, complaint, make_wired
 
 
 def harness_of(subject: Subject, seed: int) -> tuple[Harness, Graph, dict[Receiver, torch.Tensor]]:
@@ -64,20 +65,26 @@ def test_the_largest_scores_of_either_sign_are_kept() -> None:
 
 
 def test_fewer_edges_within_the_bound() -> None:
-    loaded, pairs = tiny_loaded(), tiny_pairs(train=16, validation=12, test=12)
+    """On the bundled model, which does a task: all of it as the circuit."""
+    loaded = load_model("demo")
+    pairs = load_task("ioi", loaded.tokenizer, TaskOptions(train=32, validation=24, test=16))
     subject = Subject.of(loaded.model)
     circuit = Circuit(subject.space, subject.space.full())
     ticks: list[str] = []
-    config = EdgeConfig(max_change=0.3, train_pairs=16, validation_pairs=12, batch_size=4)
+    config = EdgeConfig(max_change=0.1, points=3, train_pairs=32, validation_pairs=24, rounds=3)
     found = find_edges(loaded.model, circuit, pairs, config, lambda what, *_: ticks.append(what))
-    assert found.edges.kept < found.among == count(graph_of(subject).every()) == found.edges.total
-    assert {"gradients of edges", "numbers of edges", "rounds", "test pairs"} <= set(ticks)
-    validation = Harness(subject, circuit, pairs.validation, EvaluationConfig(batch_size=4))
     among = graph_of(subject).every()
+    assert found.edges.kept < 0.5 * found.among
+    assert found.among == count(among) == found.edges.total
+    assert {"gradients of edges", "numbers of edges", "rounds", "test pairs"} <= set(ticks)
+    validation = Harness(subject, circuit, pairs.validation, EvaluationConfig(batch_size=8))
     outcome = run_edges(circuit, among, found.edges.masks, validation.references, validation.all.batches)
-    assert found.nodes.values["faithfulness"] is None  # a random model does no task, so that accuracy is what is kept
-    right = validation.all.anchors.full.mean("accuracy")  # the circuit is the full model
-    assert abs(outcome.mean("accuracy") - right) <= 0.3
+    full, empty = (
+        anchor.values["logit_diff"].mean() for anchor in (validation.all.anchors.full, validation.all.anchors.empty)
+    )
+    faithfulness = (outcome.values["logit_diff"].mean() - empty) / (full - empty)
+    assert 0.9 <= faithfulness <= 1.1
+    assert found.nodes.values["faithfulness"] == pytest.approx(1)
     assert found.to_dict()["gone"] == pytest.approx(1 - found.edges.kept / found.edges.total)
 
 
@@ -94,18 +101,11 @@ def test_settings_and_circuits_that_cannot_be() -> None:
 
 # --- run folders and the command line -----------------------------------------------------------------------------------
 
-WORDS = ("--pairs", 8, "--points", 2, "--batch-size", 4, "--max-change", 0.9)
-
 
 @pytest.fixture(scope="module")
 def wired(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with edges; tests copy it."""
-    run = tmp_path_factory.mktemp("wired") / "run"
-    shutil.copytree(home / "run", run)
-    with quiet_and_offline(), pytest.raises(SystemExit) as stopped:
-        cli.main(["edges", str(run), *map(str, WORDS)])
-    assert stopped.value.code == 0
-    return run
+    return make_wired(home, tmp_path_factory.mktemp("wired") / "run")
 
 
 @pytest.fixture
@@ -123,10 +123,10 @@ def test_what_was_found_is_written_shown_and_drawn(copy: Path, capsys: pytest.Ca
     assert {edge["name"] for edge in drawn} == {str(edge) for edge in edges.graph.edges(edges.masks)}
     sizes = [abs(edge["score"]) for edge in drawn]
     assert sizes == sorted(sizes, reverse=True)
-    again = call(capsys, "edges", copy, *WORDS)
+    again = call(capsys, "edges", copy, *EDGE_WORDS)
     assert again.status == 0
     assert f"The full model has {edges.total:,} edges." in again.out
-    said = json.loads(call(capsys, "edges", copy, *WORDS, "--json").out)
+    said = json.loads(call(capsys, "edges", copy, *EDGE_WORDS, "--json").out)
     assert {name: said[name] for name in ("kept", "among", "total")} == {
         name: found[name] for name in ("kept", "among", "total")
     }

@@ -1,5 +1,6 @@
 """The command line in this process: what it prints and the status that it leaves with."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,3 +60,16 @@ def make_home(home: Path) -> Path:
         cli.main(words.split())
     assert stopped.value.code == 0
     return home
+
+
+EDGE_WORDS = ("--pairs", 8, "--points", 2, "--batch-size", 4, "--max-change", 0.05)
+"""Edges of the tiny run in a moment."""
+
+
+def make_wired(home: Path, run: Path) -> Path:
+    """A copy of the finished run with its edges."""
+    shutil.copytree(home / "run", run)
+    with quiet_and_offline(), pytest.raises(SystemExit) as stopped:
+        cli.main(["edges", str(run), *map(str, EDGE_WORDS)])
+    assert stopped.value.code == 0
+    return run
