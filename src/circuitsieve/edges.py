@@ -5,8 +5,8 @@
    edge's mask, averaged over points between "no edge" and "every edge", all edges moving together.
 3. The edges that matter most, for good or bad, are kept: as few as leave the faithfulness on validation pairs within a bound of
    the circuit's. (By what they gain alone the few that work against the task would go first, and with them its calibration.)
-4. What an edge matters depends on which others are left: around the kept edges all are scored again, and a quarter more is cut,
-   for as long as the bound holds.
+4. What an edge matters depends on which others are left: round by round all are scored again around the kept ones, and a quarter
+   is cut. The smallest choice that stays within the bound is taken; a round that does not may be followed by one that does.
 5. Edges that lie on no path from the embedding to the logits change nothing and go.
 
 Memory: what the sources write on one batch, and what each receiver reads of it for the backward pass.
@@ -126,8 +126,7 @@ def find_edges(
         )
         search = _Search(graph, circuit, among, train, validation, config, progress)
         search.bisect()
-        while search.narrow():
-            pass
+        search.narrow()
         scores = {receiver: score.float() for receiver, score in search.scores.items()}
         found = EdgeCircuit(graph, search.masks, scores)
         progress("test pairs", 0, 1)
@@ -247,7 +246,6 @@ class _Search:
         some = self.batches[: -(-config.train_pairs // config.batch_size)]
         middles = [(i + 0.5) / n for i in range(n)]
         self.scores = edge_scores(circuit, among, self.references, some, middles, progress=progress)
-        self.round = 0
 
     def holds(self, masks: EdgeMasks) -> bool:
         """Whether a choice of edges stays within the bound."""
@@ -268,21 +266,22 @@ class _Search:
             steps += 1
             self.progress("numbers of edges", steps, max(steps + 1, 8))
 
-    def narrow(self) -> bool:
-        """Score all edges again around the kept ones and cut some more; whether that held."""
-        fewer = int(count(self.masks) * STAYS)
-        if self.round == self.config.rounds or not fewer:
-            return False
+    def narrow(self) -> None:
+        """Cut a quarter of the edges, round by round, each time by scores around those that are left."""
+        masks, scores = self.masks, self.scores
         each = -(-self.config.round_pairs // self.config.batch_size)
-        first = self.round * each % len(self.batches)
-        some = (self.batches[first:] + self.batches)[:each]
-        self.round += 1
-        scores = edge_scores(self.circuit, self.among, self.references, some, AROUND, kept=self.masks)
-        tried = highest(self.graph, self.among, scores, fewer)
-        if held := self.holds(tried):
-            self.masks, self.scores = tried, scores
-        self.progress("rounds", self.round, self.config.rounds)
-        return held
+        for done in range(self.config.rounds):
+            fewer = int(count(masks) * STAYS)
+            if not fewer:
+                break
+            first = done * each % len(self.batches)
+            some = (self.batches[first:] + self.batches)[:each]
+            fresh = edge_scores(self.circuit, self.among, self.references, some, AROUND, kept=masks)
+            scores = {receiver: (fresh[receiver] + scores[receiver]) / 2 for receiver in Receiver}
+            masks = highest(self.graph, self.among, scores, fewer)
+            if count(masks) and self.holds(masks):
+                self.masks, self.scores = masks, scores
+            self.progress("rounds", done + 1, self.config.rounds)
 
 
 def _behaviour(outcome: Outcome, sample: Sample) -> float:
