@@ -3,8 +3,9 @@
 1. Every edge between kept nodes gets a mask; single neurons stay masked as the circuit says.
 2. Integrated gradients (Sundararajan et al. 2017; Hanna et al. 2024): the gradient of -KL(full || circuit) with respect to each
    edge's mask, averaged over points between "no edge" and "every edge", all edges moving together.
-3. The edges that matter most, for good or bad, are kept: as few as leave the faithfulness on validation pairs within a bound of
-   the circuit's. (By what they gain alone the few that work against the task would go first, and with them its calibration.)
+3. The edges that matter most, for good or bad, are kept: as few as leave faithfulness and accuracy on validation pairs within a
+   bound of the circuit's. (By what they gain alone the few that work against the task would go first, and its calibration with
+   them.)
 4. What an edge matters depends on which others are left: round by round all are scored again around the kept ones, and a quarter
    is cut. The smallest choice that stays within the bound is taken; a round that does not may be followed by one that does.
 5. Edges that lie on no path from the embedding to the logits change nothing and go.
@@ -44,7 +45,7 @@ class EdgeConfig:
     """How edges are chosen."""
 
     max_change: float = 0.05
-    """How far the faithfulness on validation pairs may move from the circuit's."""
+    """How far the faithfulness on validation pairs may move from the circuit's, and how far the accuracy may fall."""
     points: int = 5
     """At which gradients are taken."""
     train_pairs: int = 64
@@ -250,7 +251,8 @@ class _Search:
     def holds(self, masks: EdgeMasks) -> bool:
         """Whether a choice of edges stays within the bound."""
         outcome = run_edges(self.circuit, self.among, masks, self.validation.references, self.validation.all.batches)
-        return abs(_behaviour(outcome, self.validation.all) - self.target) <= self.config.max_change
+        (faithfulness, accuracy), (target, right) = _behaviour(outcome, self.validation.all), self.target
+        return abs(faithfulness - target) <= self.config.max_change and accuracy >= right - self.config.max_change
 
     def bisect(self) -> None:
         """The smallest number of edges by the first scores, to a tenth."""
@@ -284,8 +286,7 @@ class _Search:
             self.progress("rounds", done + 1, self.config.rounds)
 
 
-def _behaviour(outcome: Outcome, sample: Sample) -> float:
-    """Faithfulness, where it means something; else the accuracy."""
-    values = point_values(outcome, sample.anchors)
-    faithfulness = values["faithfulness"]
-    return float(outcome.mean("accuracy") if faithfulness is None else faithfulness)
+def _behaviour(outcome: Outcome, sample: Sample) -> tuple[float, float]:
+    """Faithfulness, where it means something, and accuracy."""
+    accuracy, faithfulness = outcome.mean("accuracy"), point_values(outcome, sample.anchors)["faithfulness"]
+    return (accuracy if faithfulness is None else float(faithfulness)), accuracy

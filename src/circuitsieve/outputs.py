@@ -32,7 +32,7 @@ def edges(
     run
         The folder of the run: gets edges.safetensors and edges.json, and a section of the card.
     max_change
-        How far faithfulness on validation pairs may move from the circuit's with all its edges.
+        How far faithfulness on validation pairs may move from the circuit's with all its edges, and how far accuracy may fall.
     pairs
         So many training pairs score the edges, and as many validation pairs choose how many are kept.
     points
