@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from circuitsieve.circuit import Circuit, Ranking
-from circuitsieve.cli import export as export_command
 from circuitsieve.errors import ConfigError, RunError
 from circuitsieve.evaluation.areas import SIZES
 from circuitsieve.exporting import FORMATS, dot, export_run, graph_of, graphml
 from circuitsieve.graph import EdgeCircuit, Graph
 from circuitsieve.mib import importances, read_mib
 from circuitsieve.nodes import NodeSpace
+from circuitsieve.outputs import export as export_command
 from circuitsieve.runs import RunFolder
 from circuitsieve.vocabulary import Granularity
 from circuitsieve.wholes import Wholes
