@@ -31,7 +31,7 @@ from circuitsieve import DiscoveryConfig, load_model
 from circuitsieve.data import Example, PairBatch, Pairs
 from circuitsieve.instrument import answer_logits
 from circuitsieve.pairs import Pair
-from circuitsieve.phases import phases
+from circuitsieve.phases import first_phase, next_phase
 from circuitsieve.problem import Problem
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.training import Training
@@ -118,10 +118,9 @@ def bare_step(subject: Subject, batch: PairBatch) -> Callable[[], None]:
 def training_step(case: Case, problem: Problem) -> Callable[[], None]:
     """A step of the search on the same batch, at the start of a phase."""
     training = Training(problem)
-    search = phases(problem, lambda: problem)
-    training.begin(next(search))
-    if problem.config.ranking_steps and case.method != "ranking":
-        training.begin(next(search))
+    training.begin(first_phase(problem))
+    if case.method != "ranking" and (second := next_phase(training.phase, lambda: problem)) is not None:
+        training.begin(second)
 
     def step() -> None:
         measured = training.step(0, problem.train.batches[0])

@@ -22,7 +22,7 @@ from circuitsieve.evaluation import evaluate
 from circuitsieve.nodes import LEAVES
 from circuitsieve.pairs import Pair
 from circuitsieve.phase import falling
-from circuitsieve.phases import NOISE_FALLS, RANKED_REACH, FocusPhase, HardConcretePhase, phases
+from circuitsieve.phases import NOISE_FALLS, RANKED_REACH, FocusPhase, HardConcretePhase, first_phase, next_phase
 from circuitsieve.problem import Bench, Problem, training_dtype
 from circuitsieve.ranking import RankingPhase
 from circuitsieve.selection import final_cut, try_cut
@@ -225,19 +225,18 @@ def test_masks_are_drawn_by_the_measure_that_the_size_is_asked_for_in(planted: G
 def test_phases_share_the_steps_and_begin_where_the_ranking_ended(planted: GPT2LMHeadModel, method: str) -> None:
     config = CONFIG.replaced(method=method, steps=50, ranking_share=0.3)
     problem = Problem.of(Subject.of(planted), PAIRS, config)
-    search = phases(problem, lambda: problem)
-    ranked = next(search)
+    ranked = first_phase(problem)
     assert isinstance(ranked, RankingPhase)
     with torch.no_grad():
         for score in ranked.averages.scores.values():
             score.normal_(0, 3, generator=torch.Generator().manual_seed(0))
-    second = next(search)
+    second = next_phase(ranked, lambda: problem)
     assert isinstance(second, HardConcretePhase if method == "hard_concrete" else FocusPhase)
     assert (ranked.steps, second.steps) == (15, 35)
     first, ranking = Circuit(problem.space, second.ranking().cut(0.0)), ranked.ranking()
     again = Circuit(problem.space, ranking.cut(ranking.threshold_at(first.size)))
     assert all(torch.equal(first.masks[g], again.masks[g]) for g in Granularity)
-    assert next(search, None) is None
+    assert next_phase(second, lambda: problem) is None
 
 
 def test_masks_harden_while_they_focus(planted: GPT2LMHeadModel) -> None:
@@ -388,7 +387,7 @@ def test_a_second_ranking_that_cannot_win_is_tried_once(
 def test_without_a_ranking_gates_start_as_the_paper_does(planted: GPT2LMHeadModel) -> None:
     for config in (CONFIG.replaced(ranking_share=0.0), CONFIG.replaced(pressure=1.0)):
         problem = Problem.of(Subject.of(planted), PAIRS, config)
-        (only,) = phases(problem, lambda problem=problem: problem)
+        only = first_phase(problem)
         assert isinstance(only, HardConcretePhase)
         assert only.steps == config.steps
         low, high = config.init

@@ -3,6 +3,8 @@
 import torch
 
 from circuitsieve.masks import Scores
+from circuitsieve.states import State, number
+from circuitsieve.vocabulary import Granularity
 
 DECAY = 0.97
 """Per step, once there have been enough of them."""
@@ -25,3 +27,12 @@ class Averages:
         for granularity, now in scores.items():
             self.scores[granularity].lerp_(now, 1 - decay)
         self._steps += 1
+
+    def state(self) -> State:
+        """All that is needed to go on."""
+        return {**{str(g): score for g, score in self.scores.items()}, "steps": number(self._steps)}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self._steps = int(state["steps"])
+        self.scores = {Granularity(g): state[str(g)].to(score) for g, score in self.scores.items()}

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitsieve.states import State, number
+
 Scalar = Float[Tensor, ""]
 
 
@@ -82,6 +84,17 @@ class ControlState(NamedTuple):
     def effort(self) -> Scalar:
         """How hard to prune."""
         return self.log_effort.exp()
+
+    def state(self) -> State:
+        """All of it, as tensors."""
+        rest = {"weight": number(self.weight), "log_effort": self.log_effort, "log_gap": self.log_gap}
+        return {**self.smoothed._asdict(), **rest}
+
+    @classmethod
+    def of_state(cls, state: State, device: torch.device | str) -> "ControlState":
+        """The same again, on a device."""
+        smoothed = Signals(**{name: state[name].to(device) for name in Signals._fields})
+        return cls(smoothed, float(state["weight"]), state["log_effort"].to(device), state["log_gap"].to(device))
 
     @property
     def signals(self) -> Signals:

@@ -5,7 +5,7 @@ cut where the budget is just met on validation pairs. The smallest feasible circ
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
 from circuitsieve.problem import Problem
-from circuitsieve.provenance import describe_model, describe_run, records
+from circuitsieve.provenance import describe_model, describe_pairs, describe_run, records
+from circuitsieve.resuming import Checkpoints, identity_of
 from circuitsieve.runs import RunFolder
 from circuitsieve.selection import Check, final_cut
 from circuitsieve.subject import Subject, frozen
@@ -58,13 +59,21 @@ class Discovery:
             RunError: the folder holds a run, holds other things, or cannot be written.
         """
         folder = RunFolder.claim(path, overwrite=overwrite)
+        self.write(folder, about)
+        return folder
+
+    def write(self, folder: RunFolder, about: Mapping[str, Any] | None = None) -> None:
+        """Write into a folder that was claimed; what lies there of an earlier run goes.
+
+        Raises:
+            RunError: another process writes there, or it cannot be written.
+        """
         with folder.locked():
             folder.clear()
             folder.write_json("config.json", describe_run(self.config, self.provenance, self.pairs, about or {}))
             folder.write_pairs(records(self.pairs))
             folder.write_lines("history.jsonl", self.history)
-            folder.write_circuit(self.circuit, self.ranking, self.check.summary())
-        return folder
+            folder.write_circuit(self.circuit, self.ranking, {**self.check.summary(), "interrupted": self.interrupted})
 
 
 def discover(
@@ -74,6 +83,8 @@ def discover(
     *,
     on_step: OnStep | None = None,
     on_look: OnLook | None = None,
+    checkpoints: str | Path | None = None,
+    on_warning: Callable[[str], None] = lambda _: None,
 ) -> Discovery:
     """Find the smallest circuit that does what the pairs show.
 
@@ -83,6 +94,9 @@ def discover(
         config: the budget and everything else.
         on_step: called after every step.
         on_look: called after every batch that is looked at before the first step.
+        checkpoints: a folder where the state of the search is kept every few steps. A search that finds its own state
+            there goes on from it, and ends as if it had never been stopped. Its caller removes it.
+        on_warning: is told of damaged checkpoints.
 
     Returns:
         The circuit, the ranking it was cut from and the history. An interrupt (Ctrl-C) ends the search early and still
@@ -92,18 +106,22 @@ def discover(
         UnsupportedModel: the model's family is not supported.
         HookNotFired: the model does not run a module that the table names.
         DataError: the model cannot read a pair, or a faithfulness is asked for that means nothing on these pairs.
+        RunError: checkpoints cannot be written, or those in the folder are of another search.
     """
     with frozen(model):
         subject = Subject.of(model)
+        provenance = describe_model(subject.model)
         problem = Problem.of(subject, pairs, config)
-        training = Training(problem, on_step or (lambda _: None), on_look or (lambda *_: None))
+        kept = (
+            None if checkpoints is None else Checkpoints(checkpoints, _identity(config, pairs, provenance), on_warning)
+        )
+        training = Training(problem, on_step or (lambda _: None), on_look or (lambda *_: None), kept)
         interrupted = Method(config.method).learns and training.run()
         if Method(config.method).learns:
             ranking, best, steps = training.phase.ranking(), training.checks.best, len(training.history)
             check = final_cut(training.problem_now(), ranking, best, steps, quick=interrupted)
         else:
             check = final_cut(problem, attribution(problem, training.on_look), None, config.steps)
-    provenance = describe_model(subject.model)
     provenance["model"]["trained_in"] = str(problem.train.subject.model.dtype).removeprefix("torch.")
     return Discovery(
         circuit=check.circuit,
@@ -114,4 +132,13 @@ def discover(
         history=training.history,
         provenance=provenance,
         interrupted=interrupted,
+    )
+
+
+def _identity(config: DiscoveryConfig, pairs: Pairs, provenance: Mapping[str, Any]) -> str:
+    """Equal for searches that come to the same end on the same machine."""
+    model = {key: provenance["model"][key] for key in ("dtype", "device", "fingerprint")}
+    versions = {name: version for name, version in provenance["versions"].items() if name != "python"}
+    return identity_of(
+        {"discovery": config.to_dict(), "data": describe_pairs(pairs)["hash"], "model": model, "versions": versions}
     )

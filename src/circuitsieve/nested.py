@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuitsieve.masks import Masks, Scores
+from circuitsieve.states import State, part, under
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
 
 BISECTIONS = 40
@@ -69,6 +70,15 @@ class Nested(nn.Module):
         for granularity, start in scores.items():
             own = self.score[granularity]
             own.copy_(start.to(own) + self._nearly_equal(own.shape).to(own))
+
+    def state(self) -> State:
+        """The scores, and where the random numbers of starts have got to."""
+        return under("learned", self.state_dict()) | {"generator": self._generator.get_state()}
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        self.load_state_dict(part("learned", state))
+        self._generator.set_state(state["generator"])
 
     def _nearly_equal(self, shape: Sequence[int]) -> Tensor:
         return SMALLEST_START * torch.randn(tuple(shape), generator=self._generator)

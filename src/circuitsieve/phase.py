@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from circuitsieve.circuit import Ranking
-from circuitsieve.control import BudgetController, Signals
+from circuitsieve.control import BudgetController, ControlState, Signals
 from circuitsieve.lean import Lean
 from circuitsieve.masks import Masks
 from circuitsieve.problem import Problem
 from circuitsieve.settling import Reading
+from circuitsieve.states import State, part, under
 
 Facts = dict[str, Tensor]
 """What a phase tells about a step, for the history."""
@@ -55,6 +56,14 @@ class Phase(ABC):
     def after(self, step: int, signals: Signals) -> Facts:
         """Take notice of a step that was made."""
 
+    @abstractmethod
+    def state(self) -> State:
+        """All that is needed to go on from here, bit for bit, in a phase that has not begun."""
+
+    @abstractmethod
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+
     def learning_rate(self, step: int) -> float:
         """That of a step of the phase."""
         return falling(self.config.lr_schedule, self.config.lr, self.config.lr_end, step, self.steps)
@@ -91,6 +100,15 @@ class SteeredPhase(Phase):
         super().__init__(problem, steps, learned)
         self.controller = controller
         self.control = controller.initial(problem.subject.device)
+
+    @override
+    def state(self) -> State:
+        return under("learned", self.learned.state_dict()) | under("control", self.control.state())
+
+    @override
+    def restore(self, state: State) -> None:
+        self.learned.load_state_dict(part("learned", state))
+        self.control = ControlState.of_state(part("control", state), self.problem.subject.device)
 
     def steer(self, step: int, signals: Signals) -> Facts:
         """Let the effort follow a step."""

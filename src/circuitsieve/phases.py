@@ -5,7 +5,7 @@ pressure. `nested` ranks in the same way, then focuses: masks of the size at whi
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -23,6 +23,7 @@ from circuitsieve.phase import Facts, Phase, SteeredPhase
 from circuitsieve.problem import Problem
 from circuitsieve.ranking import TEMPERATURE, RankingPhase
 from circuitsieve.selection import affordable_size
+from circuitsieve.states import State, part, under
 from circuitsieve.vocabulary import Granularity, Method, Sampling, SiteKind
 
 NOISE_FALLS = (0.3, 0.7)
@@ -49,22 +50,34 @@ SIZE_RATE = 0.01
 """The largest change of the log size per step: the masks need time to make up for what a new size changes."""
 
 
-def phases(problem: Problem, now: Callable[[], Problem]) -> Iterator[Phase]:
-    """The phases of a search, one after the other; each begins where the one before ended.
+def first_phase(problem: Problem) -> Phase:
+    """What a search begins with."""
+    return RankingPhase(problem) if problem.config.ranking_steps else HardConcretePhase(problem, None)
+
+
+def next_phase(phase: Phase, now: Callable[[], Problem]) -> Phase | None:
+    """What follows a phase, from where it ended; None after the last.
 
     Args:
-        problem: what is searched.
-        now: the same with the constants learned so far, for choosing where a phase starts.
+        phase: the one that has ended.
+        now: the problem with the constants learned so far, for choosing where the next one starts.
     """
-    config, ranked, start = problem.config, None, 1.0
-    if config.ranking_steps:
-        ranked = RankingPhase(problem)
-        yield ranked
-        start = affordable_size(now(), ranked.ranking())  # not beyond: gates closed too early find no way back
-    if ranked is not None and Method(config.method) is Method.NESTED:
-        yield FocusPhase(problem, ranked, start)
-    else:
-        yield HardConcretePhase(problem, None if ranked is None else ranked.leaves(start))
+    if not isinstance(phase, RankingPhase):
+        return None
+    return _second_phase(phase, affordable_size(now(), phase.ranking()))
+
+
+def phase_to_restore(problem: Problem, name: str) -> Phase:
+    """A phase that has not begun and has nothing to begin with: its state is still to be restored."""
+    first = first_phase(problem)
+    return _second_phase(first, 1.0) if isinstance(first, RankingPhase) and name != type(first).__name__ else first
+
+
+def _second_phase(ranked: RankingPhase, start: float) -> Phase:
+    """What follows the ranking; it starts at a size, not beyond: gates closed too early find no way back."""
+    if Method(ranked.config.method) is Method.NESTED:
+        return FocusPhase(ranked.problem, ranked, start)
+    return HardConcretePhase(ranked.problem, ranked.leaves(start))
 
 
 def _expected_gap(problem: Problem) -> float:
@@ -107,6 +120,15 @@ class FocusPhase(SteeredPhase):
     @override
     def ranking(self) -> Ranking:
         return Ranking(self.problem.space, self.nested.ranking(self._size(), self.averages.scores))
+
+    @override
+    def state(self) -> State:
+        return super().state() | under("averages", self.averages.state())
+
+    @override
+    def restore(self, state: State) -> None:
+        super().restore(state)
+        self.averages.restore(part("averages", state))
 
     def _size(self) -> Tensor:
         return 1 / self.control.effort
@@ -190,6 +212,22 @@ class HardConcretePhase(SteeredPhase):
             scores[g] = torch.where(averages[g] > 0, opened, leaf - highest - 1)
         return Ranking(self.problem.space, scores)
 
+    @override
+    def state(self) -> State:
+        left = under("left", {str(leaf): units for leaf, units in self.left.items()})
+        ranked = under("ranked", {str(leaf): scores for leaf, scores in (self.ranked or {}).items()})
+        return super().state() | under("averages", self.averages.state()) | left | ranked
+
+    @override
+    def restore(self, state: State) -> None:
+        super().restore(state)
+        self.averages.restore(part("averages", state))
+        self.left = {leaf: state[f"left.{leaf}"] for leaf in self.left}
+        if self.ranked is not None:
+            self.ranked = {leaf: state[f"ranked.{leaf}"] for leaf in self.ranked}
+        if self._lean is not None:
+            self._lean = self._without_closed()
+
     @torch.no_grad()
     def _close_for_good(self) -> None:
         """Leave out of all steps to come what the ranking, or the gates by now, have put as low as a gate may start."""
@@ -199,8 +237,11 @@ class HardConcretePhase(SteeredPhase):
         for leaf, lowest in self.problem.space.lowest(self.averages.scores).items():
             self.left[leaf] &= lowest.cpu() > -RANKED_REACH + MARGIN
         if self._lean is None or any(units.sum() < before[leaf] for leaf, units in self.left.items()):
-            units = {UNITS_OF[leaf]: units for leaf, units in self.left.items() if leaf in UNITS_OF}
-            self._lean = Lean(self.problem.train.subject, units)
+            self._lean = self._without_closed()
+
+    def _without_closed(self) -> Lean:
+        units = {UNITS_OF[leaf]: units for leaf, units in self.left.items() if leaf in UNITS_OF}
+        return Lean(self.problem.train.subject, units)
 
     def noise_scale(self, step: int) -> float:
         """The share of the sampling noise at a step: falls linearly from the first to the final share, which then stays."""

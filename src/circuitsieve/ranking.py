@@ -18,6 +18,7 @@ from circuitsieve.nested import Nested
 from circuitsieve.phase import Facts, Phase, falling
 from circuitsieve.problem import Problem
 from circuitsieve.settling import Reading
+from circuitsieve.states import State, part, under
 
 KL_FLOOR = 0.05
 """Of the ranking's objective log(KL + this), nats: every size counts alike, and pairs without any loss do not explode."""
@@ -83,6 +84,15 @@ class RankingPhase(Phase):
     @override
     def reading(self, entry: Mapping[str, int | float]) -> Reading:
         return Reading(math.log(entry["kl"] + KL_FLOOR), math.log(entry["drawn_size"]))
+
+    @override
+    def state(self) -> State:
+        return under("nested", self.nested.state()) | under("averages", self.averages.state())
+
+    @override
+    def restore(self, state: State) -> None:
+        self.nested.restore(part("nested", state))
+        self.averages.restore(part("averages", state))
 
     def leaves(self, size: float) -> Scores:
         """Scores of the nodes without children, shifted so that the cut at 0 has the size."""

@@ -15,6 +15,8 @@ from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.control import Signals, within
 from circuitsieve.data import PairBatch
 from circuitsieve.problem import Problem
+from circuitsieve.states import State, document, number, part, read_document, under
+from circuitsieve.vocabulary import Granularity
 
 VALIDATION_SHARE = 0.05
 """Share of the forward and backward passes of the training that checks may cost; the final cut narrows its border down while it
@@ -167,6 +169,32 @@ class Checks:
         if check.better_than(self.best):
             self.best = check
         return check
+
+    def state(self) -> State:
+        """The best one, if any; its circuit is the cut of its ranking at 0."""
+        if self.best is None:
+            return {}
+        scores = {str(g): scores for g, scores in self.best.ranking.scores.items()}
+        constants = {f"{s.kind}-{s.layer}": constant for s, constant in (self.best.circuit.constants or {}).items()}
+        rest = under("scores", scores) | under("constants", constants)
+        return {
+            "step": number(self.best.step),
+            "order": document({"granularities": list(scores)}),
+            **under("signals", self.best.signals._asdict()),
+            **rest,
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        if not state:
+            return
+        device, constants = self.problem.subject.device, part("constants", state)
+        sites = self.problem.constants or {}
+        then = self.problem.with_constants({s: constants[f"{s.kind}-{s.layer}"].to(device) for s in sites} or None)
+        order = map(Granularity, read_document(state["order"])["granularities"])
+        ranking = Ranking(then.space, {g: state[f"scores.{g}"] for g in order})
+        signals = Signals(*(part("signals", state)[name].to(device) for name in Signals._fields))
+        self.best = _checked(then, then.circuit(ranking.cut(0.0)), ranking, int(state["step"]), signals)
 
 
 @dataclass

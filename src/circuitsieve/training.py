@@ -7,11 +7,14 @@ Before the first step the effects of single nodes are measured (`effects`), whic
 4. minimise KL(full || circuit), an optional hinge, and what the phase adds, with respect to its gates or scores alone;
 5. let the phase's controller follow the budget, and now and then try the circuit on validation pairs;
 6. end the phase where it gains no more (`settling`).
+
+Now and then all that is needed to go on is kept (`resuming`), so that a run that was killed ends as it would have ended.
 """
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -24,10 +27,12 @@ from circuitsieve.errors import ModelError
 from circuitsieve.itinerary import journey
 from circuitsieve.objective import hinge, logit_difference
 from circuitsieve.phase import Phase
-from circuitsieve.phases import phases
+from circuitsieve.phases import first_phase, next_phase, phase_to_restore
 from circuitsieve.problem import Problem
+from circuitsieve.resuming import Checkpoints
 from circuitsieve.selection import Checks
 from circuitsieve.settling import Settling
+from circuitsieve.states import State, document, of_optimizer, part, read_document, restore_optimizer, under
 from circuitsieve.subject import quick_attention
 from circuitsieve.vocabulary import Ablation
 
@@ -38,6 +43,9 @@ CONSTANTS_LR = 0.02
 ADAM_EPS = 1e-15
 """The gradient of one MLP neuron's gate may be as small as 1e-10, and means as much as any other."""
 
+KEPT_EVERY = 25
+"""Steps: so often a checkpoint is kept, besides at the beginning and the end of every phase."""
+
 OnLook = Callable[[int, int], None]
 """Called with how many batches were looked at, and how many there are."""
 OnStep = Callable[[Mapping[str, int | float]], None]
@@ -47,15 +55,22 @@ OnStep = Callable[[Mapping[str, int | float]], None]
 class Training:
     """The loop and its state: phase, optimisers, constants, history, checks."""
 
-    def __init__(self, problem: Problem, on_step: OnStep = lambda _: None, on_look: OnLook = lambda *_: None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        on_step: OnStep = lambda _: None,
+        on_look: OnLook = lambda *_: None,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         """Prepare the loop; nothing is computed yet.
 
         Args:
             problem: what is searched.
             on_step: called after every step.
             on_look: called after every batch that is looked at before the first step.
+            checkpoints: where the state is kept, and gone on from where there is one.
         """
-        self.problem, self.on_step, self.on_look = problem, on_step, on_look
+        self.problem, self.on_step, self.on_look, self.checkpoints = problem, on_step, on_look, checkpoints
         self.constants: OptimalConstants | None = None
         self.constants_optimizer: Optimizer | None = None
         if problem.ablation is Ablation.OPTIMAL and problem.constants is not None:
@@ -63,6 +78,10 @@ class Training:
             self.constants_optimizer = torch.optim.Adam(self.constants.parameters(), lr=CONSTANTS_LR)
         self.checks = Checks(problem)
         self.history: list[dict[str, int | float]] = []
+        self.begun = 0
+        """Steps that were made before the phase."""
+        self.over = False
+        """Whether the last phase has ended."""
         self.phase: Phase
         self.optimizer: Optimizer
 
@@ -72,28 +91,85 @@ class Training:
 
     def run(self) -> bool:
         """Train until every phase has settled or had its steps; True if the user interrupted it."""
-        start, batches = time.monotonic(), journey(self.problem.train.batches, self.problem.config)
+        state = self.checkpoints.latest() if self.checkpoints is not None else None
         try:
-            for phase in phases(self.problem, self.problem_now):
-                self.begin(phase)
-                settling = Settling()
-                for step in range(phase.steps):
-                    done = len(self.history)
-                    measured = self.step(step, *next(batches))
-                    entry = {"step": done, "seconds": time.monotonic() - start, **_numbers(measured, done)}
-                    self.history.append(entry | self._check(done))
-                    self.on_step(self.history[-1])
-                    if self._settled(settling):
-                        break
+            if state is None:
+                self.begin(first_phase(self.problem))
+            else:
+                self.restore(state)
+            batches = itertools.islice(
+                journey(self.problem.train.batches, self.problem.config), len(self.history), None
+            )
+            start = time.monotonic() - (float(self.history[-1]["seconds"]) if self.history else 0.0)
+            while not self.over:
+                self._train(batches, start)
+                following = next_phase(self.phase, self.problem_now)
+                if following is None:
+                    self.over = True
+                    self._keep()
+                else:
+                    self.begin(following)
         except KeyboardInterrupt:
             return True
         return False
 
     def begin(self, phase: Phase) -> None:
         """Enter a phase."""
-        self.phase = phase
+        self._enter(phase, len(self.history))
         phase.begin(self.on_look)
+        self._keep()
+
+    def restore(self, state: State) -> None:
+        """Go on from a state."""
+        facts = read_document(state["facts"])
+        self.history, self.over = facts["history"], facts["over"]
+        phase = phase_to_restore(self.problem, facts["phase"])
+        phase.restore(part("phase", state))
+        self._enter(phase, facts["begun"])
+        restore_optimizer(self.optimizer, part("optimizer", state))
+        if self.constants is not None and self.constants_optimizer is not None:
+            self.constants.load_state_dict(part("constants", state))
+            restore_optimizer(self.constants_optimizer, part("constants_optimizer", state))
+        self.checks.restore(part("best", state))
+
+    def state(self) -> State:
+        """All that is needed to go on from here."""
+        facts = {"phase": type(self.phase).__name__, "begun": self.begun, "over": self.over, "history": self.history}
+        state = {"facts": document(facts)} | under("phase", self.phase.state()) | under("best", self.checks.state())
+        state |= under("optimizer", of_optimizer(self.optimizer))
+        if self.constants is not None and self.constants_optimizer is not None:
+            state |= under("constants", self.constants.state_dict())
+            state |= under("constants_optimizer", of_optimizer(self.constants_optimizer))
+        return state
+
+    def _enter(self, phase: Phase, begun: int) -> None:
+        self.phase, self.begun = phase, begun
         self.optimizer = torch.optim.Adam(phase.learned.parameters(), betas=ADAM_BETAS, eps=ADAM_EPS)
+
+    def _keep(self) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.keep(len(self.history), self.state())
+
+    def _train(self, batches: Iterator[tuple[PairBatch, bool]], start: float) -> None:
+        """The steps of the phase that are still to be made.
+
+        Args:
+            batches: of the steps to come, and whether later ones take them again.
+            start: when the loop began, by the monotonic clock.
+        """
+        settling = Settling()
+        for entry in self.history[self.begun :]:
+            self._settled(settling, entry)
+        for step in range(len(self.history) - self.begun, self.phase.steps):
+            done = len(self.history)
+            measured = self.step(step, *next(batches))
+            entry = {"step": done, "seconds": time.monotonic() - start, **_numbers(measured, done)}
+            self.history.append(entry | self._check(done))
+            self.on_step(self.history[-1])
+            if self._settled(settling, self.history[-1]):
+                break
+            if len(self.history) % KEPT_EVERY == 0:
+                self._keep()
 
     def step(self, step: int, batch: PairBatch, again: bool = True) -> dict[str, Tensor]:
         """One step of the phase; what was measured, not waited for.
@@ -131,9 +207,9 @@ class Training:
         for optimizer in optimizers:
             optimizer.step()
 
-    def _settled(self, settling: Settling) -> bool:
-        """Whether the phase gains no more."""
-        reading = self.phase.reading(self.history[-1])
+    def _settled(self, settling: Settling, entry: Mapping[str, int | float]) -> bool:
+        """Whether the phase gains no more after a step."""
+        reading = self.phase.reading(entry)
         return self.problem.config.early_stopping == "on" and reading is not None and settling.follow(reading)
 
     def _check(self, step: int) -> dict[str, float]:

@@ -1,0 +1,127 @@
+"""Searches that are stopped at any step and go on: they end with the bits of one that was never stopped."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from circuitsieve.config import DiscoveryConfig
+from circuitsieve.data import Pairs
+from circuitsieve.discovery import Discovery, discover
+from circuitsieve.errors import RunError
+from circuitsieve.resuming import KEPT, Checkpoints
+from circuitsieve.training import OnStep
+from models import random_examples, shared
+
+EXAMPLES = random_examples([7] * 24)
+PAIRS = Pairs(tuple(EXAMPLES[:16]), tuple(EXAMPLES[16:20]), tuple(EXAMPLES[20:]))
+BASE = DiscoveryConfig(steps=60, batch_size=4, warmup=5, ranking_share=0.5, max_kl=0.3, max_accuracy_drop=0.9)
+CONFIGS = {
+    "nested": BASE.replaced(method="nested"),
+    "hard_concrete": BASE,
+    "sized": BASE.replaced(method="nested", size=0.3),
+    "alone": BASE.replaced(pressure=0.5),
+    "optimal": BASE.replaced(method="nested", ablation="optimal"),
+    "mean": BASE.replaced(ablation="mean"),
+    "small store": BASE.replaced(memory="0MB"),
+}
+
+
+class Killed(Exception):
+    """As if the process were gone."""
+
+
+def killing(at: int) -> OnStep:
+    def on_step(entry: object) -> None:
+        assert isinstance(entry, dict)
+        if entry["step"] == at:
+            raise Killed
+
+    return on_step
+
+
+def same(a: Discovery, b: Discovery) -> bool:
+    pairs = [(a.circuit.masks, b.circuit.masks), (a.ranking.scores, b.ranking.scores)]
+    if a.circuit.constants is not None and b.circuit.constants is not None:
+        pairs.append((a.circuit.constants, b.circuit.constants))
+    return all(one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one) for one, two in pairs)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_search_that_was_killed_again_and_again_ends_as_an_undisturbed_one(name: str, tmp_path: Path) -> None:
+    model, config = shared("llama").model, CONFIGS[name]
+    whole = discover(model, PAIRS, config)
+    for at in (0, 7, 25, 26, 31, 49, 55):
+        with pytest.raises(Killed):
+            discover(model, PAIRS, config, checkpoints=tmp_path, on_step=killing(at))
+    resumed = discover(model, PAIRS, config, checkpoints=tmp_path)
+    assert same(whole, resumed)
+    untimed = [[{k: v for k, v in entry.items() if k != "seconds"} for entry in d.history] for d in (whole, resumed)]
+    assert repr(untimed[0]) == repr(untimed[1])
+    assert len(list(tmp_path.iterdir())) <= KEPT
+
+
+def test_a_search_that_had_ended_is_only_cut_again(tmp_path: Path) -> None:
+    model, steps = shared("llama").model, []
+    first = discover(model, PAIRS, CONFIGS["nested"], checkpoints=tmp_path)
+    again = discover(model, PAIRS, CONFIGS["nested"], checkpoints=tmp_path, on_step=steps.append)
+    assert same(first, again)
+    assert not steps
+
+
+def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
+    model, config, warnings = shared("llama").model, CONFIGS["nested"], list[str]()
+    whole = discover(model, PAIRS, config)
+    with pytest.raises(Killed):
+        discover(model, PAIRS, config, checkpoints=tmp_path, on_step=killing(55))
+    last = max(tmp_path.iterdir())
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 4
+    last.write_bytes(content)
+    steps: list[object] = []
+    resumed = discover(model, PAIRS, config, checkpoints=tmp_path, on_step=steps.append, on_warning=warnings.append)
+    assert same(whole, resumed)
+    assert 0 < len(steps) < 60
+    assert len(warnings) == 1
+    assert "damaged" in warnings[0]
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    steps.clear()
+    assert same(whole, discover(model, PAIRS, config, checkpoints=tmp_path, on_step=steps.append))
+    assert len(steps) == len(whole.history)
+
+
+def test_the_checkpoints_of_another_search_are_refused(tmp_path: Path) -> None:
+    model, config = shared("llama").model, CONFIGS["nested"]
+    discover(model, PAIRS, config, checkpoints=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    others = [
+        (model, PAIRS, config.replaced(seed=1)),
+        (shared("gpt2").model, PAIRS, config),
+        (model, Pairs(PAIRS.train[:8], PAIRS.validation, PAIRS.test), config),
+    ]
+    for other in others:
+        with pytest.raises(RunError, match="checkpoint of another search"):
+            discover(*other, checkpoints=tmp_path)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_foreign_checkpoint_is_passed_over_for_an_own_one_before_it(tmp_path: Path) -> None:
+    own, foreign, warnings = Checkpoints(tmp_path, "own"), Checkpoints(tmp_path, "foreign"), list[str]()
+    own.keep(25, {"at": torch.tensor(25)})
+    foreign.keep(50, {"at": torch.tensor(50)})
+    state = Checkpoints(tmp_path, "own", warnings.append).latest()
+    assert state is not None
+    assert int(state["at"]) == 25
+    assert "another search" in warnings[0]
+
+
+def test_a_checkpoint_with_another_name_than_its_content_is_damaged(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "own")
+    for steps in (25, 50):
+        checkpoints.keep(steps, {"at": torch.tensor(steps)})
+    first, last = sorted(tmp_path.iterdir())
+    last.write_bytes(first.read_bytes())
+    state = checkpoints.latest()
+    assert state is not None
+    assert int(state["at"]) == 25
