@@ -13,11 +13,19 @@ from rich.console import Console
 
 from circuitsieve import comparisons, lookups, outputs
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.console import damage_named, one_line_errors, print_json, print_run, set_up_libraries
+from circuitsieve.console import (
+    damage_named,
+    end_like_an_interrupt,
+    one_line_errors,
+    print_json,
+    print_run,
+    set_up_libraries,
+)
 from circuitsieve.flags import JOB_FLAGS, JobFlags
 from circuitsieve.progress import RichReporter
 
 if TYPE_CHECKING:
+    from circuitsieve.runs import RunFolder
     from circuitsieve.workflow import Job
 
 app = App(
@@ -40,6 +48,7 @@ def discover(
     out: str,
     flags: JobFlags = JOB_FLAGS,
     overwrite: bool = False,
+    resume: bool = False,
     track: str | None = None,
     dry_run: bool = False,
     json: bool = False,
@@ -57,6 +66,9 @@ def discover(
         The folder of the run; new or empty.
     overwrite
         Replace a run that is already in the folder.
+    resume
+        Go on with the run that was stopped in the folder, by the same command: it ends as if it had never been stopped. Where
+        there is none it begins; where it had ended, nothing is done again.
     track
         Tell an experiment tracker of every step and of what was found: trackio or wandb; offline unless its own variables
         say otherwise.
@@ -65,7 +77,7 @@ def discover(
     json
         Print the card (of a dry run: the plan) as JSON on stdout, everything else on stderr.
     """
-    job = flags.job(model, task, out, overwrite=overwrite, track=track)
+    job = flags.job(model, task, out, overwrite=overwrite, resume=resume, track=track)
     return _plan(job, as_json=json) if dry_run else _discover(job, as_json=json)
 
 
@@ -118,8 +130,10 @@ def _plan(job: "Job", *, as_json: bool) -> int:
 
 def _discover(job: "Job", *, as_json: bool) -> int:
     from circuitsieve.publishing import write_report
-    from circuitsieve.workflow import run
+    from circuitsieve.workflow import finished_before, run
 
+    if (before := finished_before(job)) is not None:
+        return _finish(before, job, as_json=as_json)
     with RichReporter() as reporter:
         finished = run(job, reporter)
         if finished.card is not None:
@@ -127,10 +141,25 @@ def _discover(job: "Job", *, as_json: bool) -> int:
     if finished.card is None:
         reporter.warn(
             f"interrupted after {len(finished.discovery.history)} of {job.config.steps} steps; the circuit so far lies in "
-            f"{job.out}, evaluate it with `circuitsieve evaluate {job.out}`"
+            f"{job.out}: evaluate it with `circuitsieve evaluate {job.out}`, or go on by the same command with --resume"
         )
         return 130
     print_run(finished.folder.read_json("circuit.json"), finished.card.values, job.out, as_json)
+    return 0
+
+
+def _finish(folder: "RunFolder", job: "Job", *, as_json: bool) -> int:
+    """Show a run whose search had ended before; what it lacks is made."""
+    from circuitsieve.judging import evaluate_run
+    from circuitsieve.publishing import report_run
+
+    with RichReporter() as reporter, damage_named(job.out):
+        reporter.say("the search had ended before")
+        if not folder.has("card.json"):
+            evaluate_run(job.out, reporter)
+        if not folder.has("report.html"):
+            report_run(job.out, reporter)
+        print_run(folder.read_json("circuit.json"), folder.read_json("card.json"), job.out, as_json)
     return 0
 
 
@@ -228,6 +257,7 @@ COMMANDS: tuple[Callable[..., int], ...] = (
     evaluate,
     outputs.edges,
     comparisons.compare,
+    comparisons.rerun,
     outputs.figures,
     outputs.export,
     outputs.compact,
@@ -245,6 +275,7 @@ app.command(lookups.data_app)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; leaves with its exit status."""
     set_up_libraries()
+    end_like_an_interrupt()
     with one_line_errors():
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Commands that compare: several methods at several sizes, and finished runs."""
+"""Commands that compare: several methods at several sizes, finished runs, and a run with its repetition."""
 
 from pathlib import Path
 
@@ -88,3 +88,29 @@ def compare(*runs: str, html: Path | None = None, json: bool = False) -> int:
         else:
             Console().print(comparison_view(found))
     return 0
+
+
+def rerun(run: str, /, *, json: bool = False) -> int:
+    """Repeat a run from its folder and say whether the same circuit comes out, bit for bit; the folder is left as it is.
+
+    Exit status 0 if it does, 1 if it does not.
+
+    Parameters
+    ----------
+    run
+        The folder of the run.
+    json
+        Print one JSON document.
+    """
+    from dataclasses import asdict
+
+    from circuitsieve.repeating import repeat
+    from circuitsieve.report.terminal import repetition_view
+
+    with RichReporter() as reporter, damage_named(run):
+        found = repeat(run, reporter)
+    if json:
+        print_json({"same": found.same, **asdict(found)})
+    else:
+        Console().print(repetition_view(found))
+    return 0 if found.same else 1

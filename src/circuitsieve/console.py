@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -55,12 +56,21 @@ def one_line_errors() -> Iterator[None]:
         message = " ".join(str(error).split())
         print(f"circuitsieve: {message}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("circuitsieve: interrupted", file=sys.stderr)  # noqa: T201
+    except KeyboardInterrupt as interrupt:
+        print(f"circuitsieve: {str(interrupt) or 'interrupted'}", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output, such as `head`, has gone: what is left of it goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)  # as rich does
+
+
+def end_like_an_interrupt() -> None:
+    """Let SIGTERM do what Ctrl-C does: what was found is saved, and nothing is half-written."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt("ended by SIGTERM")
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def set_up_libraries() -> None:

@@ -154,7 +154,16 @@ class JobFlags:
     only_correct: bool = False
     """Drop the pairs that the full model gets wrong."""
 
-    def job(self, model: str, task: str, out: str, *, overwrite: bool = False, track: str | None = None) -> "Job":
+    def job(
+        self,
+        model: str,
+        task: str,
+        out: str,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        track: str | None = None,
+    ) -> "Job":
         """What is to be searched.
 
         Raises:
@@ -178,6 +187,7 @@ class JobFlags:
             loading.revision,
             self.only_correct,
             overwrite,
+            resume,
             track,
         )
 

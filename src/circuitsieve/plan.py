@@ -18,7 +18,7 @@ from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import PairBatch, Pairs, batches
 from circuitsieve.evaluation import EvaluationConfig
 from circuitsieve.itinerary import looked_at, order, revisited
-from circuitsieve.phases import phases
+from circuitsieve.phases import first_phase
 from circuitsieve.problem import Problem
 from circuitsieve.selection import Checks, glimpsed
 from circuitsieve.subject import Subject, frozen, quick_attention
@@ -120,7 +120,7 @@ class _Times:
             run = _timed(lambda: anew(batch))
         unseen = replace(problem, config=problem.config.replaced(ranking_looks=0))
         training = Training(unseen)
-        training.begin(next(phases(unseen, lambda: unseen)))
+        training.begin(first_phase(unseen))
         step = _timed(lambda: float(training.step(0, batch)["kl"]))
         if batch not in problem.train.references:
             step -= run

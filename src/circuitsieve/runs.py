@@ -12,6 +12,7 @@ exhibits.json          what the model was asked for the report
 edges.safetensors      keep.<receiver> (boolean) and score.<receiver>, where edges were asked for
 edges.json             how many edges are kept and how faithful that is
 report.html            all of it for people, in one page
+checkpoint/            the state of a search that has not ended (see `resuming`)
 """
 
 import json
@@ -35,6 +36,7 @@ from circuitsieve.pairs import Pair
 from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
 
 _LOCK = ".lock"
+_CHECKPOINTS = "checkpoint"
 _NEEDED_BYTES = 64 << 20
 """What must be free before a run starts: more than a run folder takes."""
 _RUN_FILES = (
@@ -73,11 +75,17 @@ class RunFolder:
     # --- life cycle -------------------------------------------------------------------------------------------------
 
     @classmethod
-    def claim(cls, path: str | Path, *, overwrite: bool = False) -> "RunFolder":
+    def claim(cls, path: str | Path, *, overwrite: bool = False, resume: bool = False) -> "RunFolder":
         """A folder that a new run may be written to. Nothing in it is touched yet (see `clear`).
 
+        Args:
+            path: of the folder.
+            overwrite: whether a run that is there may be replaced.
+            resume: whether a run that is there is to be gone on with.
+
         Raises:
-            RunError: the folder holds a run and `overwrite` is off, holds other things, or cannot be written.
+            RunError: the folder holds a run that may be neither replaced nor gone on with, holds other things, or cannot be
+                written.
         """
         folder = cls(Path(path))
         try:
@@ -89,10 +97,15 @@ class RunFolder:
             raise RunError(
                 f"{path}: cannot be written ({error.strerror or error}), expected a folder for the run"
             ) from error
-        foreign = sorted(present - {*_RUN_FILES})
+        foreign = sorted(present - {*_RUN_FILES, _CHECKPOINTS})
         if foreign:
             raise RunError(f"{path}: found {foreign[0]!r}, which belongs to no run; expected a new or empty folder")
-        if present and not overwrite:
+        if folder.unfinished and not (overwrite or resume):
+            raise RunError(
+                f"{path}: found a run in it that was stopped; expected a new folder, --resume to go on with it, or "
+                "--overwrite to replace it"
+            )
+        if present - {_CHECKPOINTS} and not (overwrite or resume):
             raise RunError(f"{path}: found a run in it; expected a new folder, or --overwrite to replace the run")
         if not os.access(folder.path, os.W_OK | os.X_OK):
             raise RunError(f"{path}: found a folder without permission to write, expected one for the run")
@@ -105,6 +118,20 @@ class RunFolder:
         for name in _RUN_FILES:
             (self.path / name).unlink(missing_ok=True)
             files.partial(self.path / name).unlink(missing_ok=True)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the state of a search is kept while it lasts."""
+        return self.path / _CHECKPOINTS
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a search was stopped here."""
+        return self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+
+    def forget_checkpoints(self) -> None:
+        """Remove the state of a search."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     @classmethod
     def open(cls, path: str | Path) -> "RunFolder":
@@ -128,7 +155,7 @@ class RunFolder:
         Raises:
             RunError: another process holds it, or it cannot be written.
         """
-        lock = FileLock(self.path / _LOCK)
+        lock = FileLock(self.path / _LOCK, is_singleton=True)  # whoever holds it may lock it again
         try:
             lock.acquire(timeout=0)
         except Timeout as error:

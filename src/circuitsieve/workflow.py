@@ -2,6 +2,7 @@
 evaluate, save. What is shown to people on the way is the caller's business (`Reporter`).
 """
 
+import json
 import os
 import resource
 import time
@@ -14,6 +15,7 @@ from circuitsieve import tasks
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
 from circuitsieve.discovery import Discovery, discover
+from circuitsieve.errors import RunError
 from circuitsieve.evaluation import Card, evaluate
 from circuitsieve.judging import with_run_facts
 from circuitsieve.loaders import TaskOptions, load_task
@@ -43,6 +45,8 @@ class Job:
     revision: str | None = None
     only_correct: bool = False
     overwrite: bool = False
+    resume: bool = False
+    """Whether a run that was stopped in the folder is gone on with."""
     track: str | None = None
     """The experiment tracker that is told of it."""
 
@@ -63,26 +67,57 @@ def run(job: Job, reporter: Reporter) -> Finished:
     Raises:
         CircuitsieveError: whatever is wrong with the model, the data or the folder.
     """
+    folder = RunFolder.claim(job.out, overwrite=job.overwrite, resume=job.resume)
+    with folder.locked():
+        if not job.resume:
+            folder.forget_checkpoints()
+        return _run(job, folder, reporter)
+
+
+def _run(job: Job, folder: RunFolder, reporter: Reporter) -> Finished:
     start = time.monotonic()
     tracker = tracker_of(job.track)
-    RunFolder.claim(job.out, overwrite=job.overwrite)
     loaded = load_model(job.model, dtype=job.dtype, device=job.device, revision=job.revision)
     pairs = usable_pairs(job, loaded, reporter)
     with tracked_run(tracker, job, loaded, pairs, reporter) as tracked:
-        discovery = search(job, loaded, pairs, reporter, tracked.step)
-        folder = discovery.save(job.out, overwrite=job.overwrite, about=_about(job))
+        discovery = search(job, loaded, pairs, reporter, tracked.step, checkpoints=folder.checkpoints)
+        discovery.write(folder, _about(job))
         tracked.conclude(found_by(discovery))
         if discovery.interrupted:
             return Finished(folder, loaded, discovery, None)
+        folder.forget_checkpoints()
         card = evaluate(
             loaded.model, discovery.circuit, pairs.test, validation=pairs.validation, progress=reporter.evaluation
         )
         spent = {"seconds": time.monotonic() - start, "peak_memory_bytes": _peak_memory()}
         card = with_run_facts(card, folder, spent, len(pairs.dropped))
-        with folder.locked():
-            folder.write_json("card.json", card.values)
+        folder.write_json("card.json", card.values)
         tracked.conclude(card.values, completed=True)
     return Finished(folder, loaded, discovery, card)
+
+
+def finished_before(job: Job) -> RunFolder | None:
+    """The folder of a job that is to be gone on with, where its search was finished before; None where it was not.
+
+    Raises:
+        RunError: another search was finished there.
+    """
+    folder = RunFolder(Path(job.out))
+    if not job.resume or folder.unfinished or not folder.has("circuit.json"):
+        return None
+    about = RunFolder.open(job.out).read_json("config.json")
+    if folder.look_up("circuit.json", "found").get("interrupted"):
+        return None
+    asked = {"discovery": job.config.to_dict(), **_about(job)}
+    for section, facts in json.loads(json.dumps(asked)).items():
+        there = about.get(section, {})
+        for name, value in facts.items():
+            if there.get(name) != value:
+                raise RunError(
+                    f"{job.out}: found a finished run with {section} {name} {there.get(name)!r}, expected {value!r} to go on "
+                    "with; choose another folder, or replace the run with --overwrite"
+                )
+    return folder
 
 
 def tracked_run(tracker: Tracker | None, job: Job, loaded: LoadedModel, pairs: Pairs, reporter: Reporter) -> Tracked:
@@ -98,9 +133,16 @@ def found_by(discovery: Discovery) -> dict[str, Any]:
 
 
 def search(
-    job: Job, loaded: LoadedModel, pairs: Pairs, reporter: Reporter, on_step: OnStep = lambda _: None
+    job: Job,
+    loaded: LoadedModel,
+    pairs: Pairs,
+    reporter: Reporter,
+    on_step: OnStep = lambda _: None,
+    checkpoints: Path | None = None,
 ) -> Discovery:
-    """Discover a circuit and show how it goes; nothing is written. `on_step` is told of every step, as the reporter is.
+    """Discover a circuit and show how it goes; nothing is written but checkpoints, where a folder for them is given.
+
+    `on_step` is told of every step, as the reporter is.
 
     Raises:
         CircuitsieveError: whatever is wrong with the model or the data.
@@ -116,6 +158,8 @@ def search(
         job.config,
         on_step=told,
         on_look=reporter.look,
+        checkpoints=checkpoints,
+        on_warning=reporter.warn,
     )
     made = len(found.history)
     if Method(job.config.method).learns and made < job.config.steps and not found.interrupted:

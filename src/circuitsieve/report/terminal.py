@@ -15,6 +15,7 @@ from circuitsieve.wording import SHADES, Rows, kept_rows, metric_rows, number, s
 if TYPE_CHECKING:
     from circuitsieve.datacheck import CheckedPair, DataReport
     from circuitsieve.plan import Plan
+    from circuitsieve.repeating import Repetition
     from circuitsieve.selfcheck import CheckResult
     from circuitsieve.sweep import Point
 
@@ -252,6 +253,21 @@ def comparison_view(found: Mapping[str, Any]) -> RenderableType:
             more = f" and {len(nodes) - NAMED_AT_MOST} more" if len(nodes) > NAMED_AT_MOST else ""
             parts.append(Text(f"Only in {run}: {', '.join(nodes[:NAMED_AT_MOST]) or 'no block and no head'}{more}\n"))
     return Group(*parts)
+
+
+def repetition_view(found: "Repetition") -> RenderableType:
+    """Whether a run came out again as it was."""
+    if found.same:
+        lines = ["the same circuit and the same scores, bit for bit"]
+    else:
+        before, now = found.sizes
+        differing = ", ".join(f"{count} {granularity}" for granularity, count in found.differing.items())
+        lines = [
+            f"another circuit: {differing} differ" if differing else "the same circuit from other scores",
+            f"size {before:.2%} before, {now:.2%} now; scores differ by {found.scores:.2g} at most",
+        ]
+    lines += [f"{name} was {then}, is {now}" for name, (then, now) in found.versions.items()]
+    return Text("\n".join(lines))
 
 
 def _plain(rows: Rows, title: str) -> Table:

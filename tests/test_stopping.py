@@ -1,0 +1,114 @@
+"""Runs that are stopped from outside: by a kill at any moment, by SIGTERM, by another run in the same folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+WORDS = [
+    *("discover", "--model", "demo", "--task", "ioi", "--steps", "150"),
+    *("--train-pairs", "128", "--validation-pairs", "32", "--test-pairs", "32"),
+]
+
+
+def start(out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "circuitsieve", *WORDS, "--out", str(out), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, said = process.communicate(timeout=250)
+    assert process.returncode == 0, said
+    return out
+
+
+def steps_kept(out: Path) -> int:
+    return max((int(path.name.split("-")[0]) for path in (out / "checkpoint").glob("[0-9]*")), default=-1)
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    finish(start(out))
+    return out
+
+
+def test_a_run_that_is_killed_at_several_moments_ends_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    for steps in (0, 50, 100):
+        process = start(out, "--resume")
+        wait_until(lambda steps=steps: steps_kept(out) >= steps, process)  # type: ignore[misc]
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not (out / "masks.safetensors").exists()
+    finish(start(out, "--resume"))
+    assert not (out / "checkpoint").exists()
+    for name in ("masks.safetensors", "pairs.jsonl", "circuit.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    timed = [(path / "card.json").read_text() for path in (whole, out)]
+    first, second = ({k: v for k, v in json.loads(t).items() if k not in TIMED} for t in timed)
+    assert first == second
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert "Run folder" in finish(start(out, "--resume"))  # nothing is done again
+    assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    other = start(out, "--resume", "--seed", "1")
+    assert "finished run with discovery seed 0" in " ".join(other.communicate()[1].split())
+    assert other.returncode == 2
+
+
+TIMED = ("seconds", "peak_memory_bytes")
+
+
+def test_sigterm_saves_what_was_found_and_the_run_goes_on(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ended"
+    process = start(out)
+    wait_until(lambda: steps_kept(out) >= 75, process)
+    process.send_signal(signal.SIGSTOP)
+    second = start(out, "--resume")
+    _, said = second.communicate()
+    assert second.returncode == 2
+    assert "found a run in progress" in " ".join(said.split())
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    _, said = process.communicate()
+    assert process.returncode == 130, said
+    assert (out / "masks.safetensors").exists()
+    blocked = start(out)
+    assert "--resume" in blocked.communicate()[1]
+    assert blocked.returncode == 2
+    finish(start(out, "--resume"))
+    assert (out / "masks.safetensors").read_bytes() == (whole / "masks.safetensors").read_bytes()
+
+
+def test_a_run_repeated_from_its_folder_is_the_same_and_a_changed_one_is_not(whole: Path) -> None:
+    def rerun() -> tuple[int, dict[str, object]]:
+        command = [sys.executable, "-m", "circuitsieve", "rerun", str(whole), "--json"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+        )
+        return done.returncode, json.loads(done.stdout)
+
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    status, found = rerun()
+    assert (status, found["same"], found["differing"]) == (0, True, {})
+    assert before == {path.name: path.read_bytes() for path in whole.iterdir()}
+    about = json.loads((whole / "config.json").read_text())
+    about["discovery"]["seed"] = 1
+    (whole / "config.json").write_text(json.dumps(about))
+    status, found = rerun()
+    assert (status, found["same"]) == (1, False)
+    assert found["differing"]
