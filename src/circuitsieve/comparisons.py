@@ -79,8 +79,8 @@ def compare(*runs: str, html: Path | None = None, json: bool = False) -> int:
     from circuitsieve.report.comparison import comparison_page
     from circuitsieve.report.terminal import comparison_view
 
-    found = compared(runs)
-    with damage_named(" ".join(runs)):
+    with damage_named(" ".join(runs), "config.json, circuit.json or card.json"):
+        found = compared(runs)
         if html is not None:
             write_bytes(html, comparison_page(found).encode())
         if json:

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from circuitsieve.errors import ConfigError, one_of
-from circuitsieve.jsontext import json_object
+from circuitsieve.errors import ConfigError, one_of, shown
+from circuitsieve.jsontext import json_object, text_of
 from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity, Method, Sampling
 
 _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
@@ -30,6 +30,15 @@ SIGNS = ("absolute", "signed")
 SWITCH = ("on", "off")
 CHECKPOINTING = ("auto", "none", "all")
 _UNITS = {"GB": 2**30, "MB": 2**20}
+_WHOLE = {
+    "steps": (1, 10**8),
+    "batch_size": (1, 10**6),
+    "integration_points": (1, 10**4),
+    "warmup": (0, 10**8),
+    "seed": (0, 2**63 - 1),
+    "ranking_looks": (0, 10**4),
+}
+"""The lowest and the highest value of a setting: beyond, it is a slip, and the search would never end or never start."""
 TRAINING_DTYPES = ("auto", "model", "bfloat16")
 
 
@@ -199,11 +208,12 @@ class DiscoveryConfig:
                 raise ConfigError(one_of(setting, str(getattr(self, setting)), words))
 
     def _check_numbers(self) -> None:
-        least = {"steps": 1, "batch_size": 1, "integration_points": 1, "warmup": 0, "seed": 0, "ranking_looks": 0}
-        for name, lowest in least.items():
+        for name, (lowest, highest) in _WHOLE.items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < lowest:
                 raise ConfigError(f"{name}: found {value}, expected a whole number of at least {lowest}")
+            if value > highest:
+                raise ConfigError(f"{name}: found {shown(value)}, expected a whole number of at most {highest:,}")
         for name in ("max_kl", "pressure", "max_accuracy_drop", "lr", "ranking_lr", "clip", "final_noise"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -271,6 +281,8 @@ class DiscoveryConfig:
             ConfigError: a key is unknown or a value has the wrong type.
         """
         hints = get_type_hints(cls)
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{source}: found {shown(values)}, expected an object of settings")
         for key in values:
             if key not in hints:
                 raise ConfigError(one_of(f"{source}: setting", str(key), list(hints)))
@@ -294,7 +306,7 @@ def bytes_of(setting: str, amount: str) -> int:
         number = float(amount[:-2])
     except ValueError:
         number = math.nan
-    if unit is None or not 0 <= number < math.inf:
+    if unit is None or not 0 <= number * unit < math.inf:
         raise ConfigError(f"{setting}: found {amount!r}, expected an amount such as 8GB or 500MB")
     return int(number * unit)
 
@@ -314,7 +326,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return {key: _typed(item, float, f"{where} {key}") for key, item in value.items()}
     expected = {int: "a whole number", float: "a number", str: "a text", dict: "an object of numbers"}
     listed = "a list of texts" if ... in kinds else "two numbers"
-    raise ConfigError(f"{where}: found {value!r}, expected {expected.get(get_origin(hint) or hint, listed)}")
+    raise ConfigError(f"{where}: found {shown(value)}, expected {expected.get(get_origin(hint) or hint, listed)}")
 
 
 def load_config(name: str) -> DiscoveryConfig:
@@ -325,7 +337,9 @@ def load_config(name: str) -> DiscoveryConfig:
     """
     presets = {p.name.removesuffix(".json"): p for p in (resources.files("circuitsieve") / "assets/presets").iterdir()}
     try:
-        content = presets[name].read_bytes() if name in presets else Path(name).read_bytes()
+        content = presets[name].read_text("utf-8") if name in presets else text_of(Path(name))
+    except ValueError as error:
+        raise ConfigError(f"config {name}: found malformed JSON ({error}), expected an object of settings") from error
     except OSError as error:
         raise ConfigError(
             f"config: found no file {name!r} ({error.strerror}), expected a JSON file or one of the presets "

@@ -37,13 +37,18 @@ def print_run(summary: Mapping[str, Any], card: Mapping[str, Any] | None, path: 
 
 
 @contextmanager
-def damage_named(run: str) -> Iterator[None]:
-    """What a run's JSON files should hold and do not is the fault of the files."""
+def damage_named(run: str, files: str = "circuit.json or card.json") -> Iterator[None]:
+    """What a run's JSON files should hold and do not is the fault of the files.
+
+    Args:
+        run: the folder.
+        files: those of it that are used inside.
+    """
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise RunError(
-            f"{run}: found circuit.json or card.json damaged ({type(error).__name__}: {error}), expected the files of a run"
+            f"{run}: found {files} damaged ({type(error).__name__}: {error}), expected the files of a run"
         ) from error
 
 

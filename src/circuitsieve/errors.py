@@ -12,9 +12,20 @@ The message of each is one line that names the object, what was found, what was 
 line prints that line and exits with status 2; nothing else in the package turns an exception into text.
 """
 
+import reprlib
+
+_LONGEST = 10_000
+"""Characters of a message: what was found may be a file without a line break."""
+
 
 class CircuitsieveError(Exception):
-    """Base of every error that a user can cause; its text is one line, fit for the terminal."""
+    """Base of every error that a user can cause; its text is one line, fit for the terminal, whatever was found."""
+
+    def __init__(self, message: str) -> None:
+        line = "".join(character if character.isprintable() else " " for character in message)
+        if len(line) > _LONGEST:  # what was found stands in the middle, what was expected at the end
+            line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+        super().__init__(line)
 
 
 class ConfigError(CircuitsieveError):
@@ -39,6 +50,13 @@ class DataError(CircuitsieveError):
 
 class RunError(CircuitsieveError):
     """A run folder is missing, damaged, locked or would be overwritten."""
+
+
+def shown(value: object) -> str:
+    """What was found, as Python writes it; of what is long or nested deeply, the beginning."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxstring, brief.maxother, brief.maxlong = 4, 200, 200, 60
+    return brief.repr(value)
 
 
 def one_of(kind: str, found: str, known: "list[str]") -> str:

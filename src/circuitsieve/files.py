@@ -19,11 +19,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from circuitsieve.errors import RunError
+from circuitsieve.jsontext import text_of
 
 FORMAT_VERSION = 1
 
 Expected = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 """What a file of tensors must hold: by name, the dtype and the last dimensions."""
+
+_CODES = {torch.bool: "BOOL", torch.float32: "F32"}
+"""How safetensors calls the dtypes that are expected anywhere."""
 
 
 def partial(path: Path) -> Path:
@@ -103,7 +107,7 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: the file is missing, damaged or of another format version.
     """
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(text_of(path))
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: cannot be read ({error}), expected a JSON object") from error
     version = content.get("format_version") if isinstance(content, dict) else None
@@ -113,38 +117,42 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, needed: Expected, optional: Expected | None = None) -> dict[str, Tensor]:
-    """Read tensors by name.
+    """Read tensors by name. What the file says of them is checked before any values are read.
 
     Raises:
         RunError: the file is missing, damaged or of another format version, or does not hold what is expected.
     """
+    known = {**needed, **(optional or {})}
     try:
         with safetensors.safe_open(path, "pt") as file:
-            version = (file.metadata() or {}).get("format_version")
+            _check_header(path, file, needed, known)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({error}), expected safetensors") from error
-    if version != str(FORMAT_VERSION):
-        raise RunError(f"{path}: found format_version {version!r}, expected {str(FORMAT_VERSION)!r}")
-    known = {**needed, **(optional or {})}
-    for name in sorted({*needed, *tensors}):
-        if name not in known:
-            raise RunError(f"{path}: found the unknown tensor {name!r}, expected {', '.join(known)}")
-        if problem := _misfit(tensors.get(name), *known[name]):
-            raise RunError(f"{path}: {name}: found {problem}")
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.bool and int(tensor.view(torch.uint8).max()) > 1:
+            raise RunError(f"{path}: {name}: found values besides 0 and 1, expected a boolean mask")
     return tensors
 
 
-def _misfit(tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> str | None:
-    """What is wrong with a tensor, if anything."""
-    wanted = f"{_word(dtype)} of the shape {shape}"
-    if tensor is None:
-        return f"nothing, expected {wanted}"
-    if tensor.dtype != dtype or tensor.dim() > 2 or tuple(tensor.shape[-len(shape) :]) != shape:
-        return f"{_word(tensor.dtype)} of the shape {tuple(tensor.shape)}, expected {wanted}"
-    if dtype == torch.bool and int(tensor.view(torch.uint8).max()) > 1:
-        return "values besides 0 and 1, expected a boolean mask"
-    return None
+def _check_header(path: Path, file: Any, needed: Expected, known: Expected) -> None:
+    """Raise a RunError where names, dtypes or shapes are others than expected."""
+    version = (file.metadata() or {}).get("format_version")
+    if version != str(FORMAT_VERSION):
+        raise RunError(f"{path}: found format_version {version!r}, expected {str(FORMAT_VERSION)!r}")
+    present = set(file.keys())
+    for name in sorted({*needed, *present}):
+        if name not in known:
+            raise RunError(f"{path}: found the unknown tensor {name!r}, expected {', '.join(known)}")
+        dtype, shape = known[name]
+        wanted = f"{_word(dtype)} of the shape {shape}"
+        if name not in present:
+            raise RunError(f"{path}: {name}: found nothing, expected {wanted}")
+        header = file.get_slice(name)
+        found, own = header.get_dtype(), tuple(header.get_shape())
+        if found != _CODES[dtype] or len(own) > 2 or own[-len(shape) :] != shape or 0 in own:
+            found = {code: _word(dtype) for dtype, code in _CODES.items()}.get(found, found)
+            raise RunError(f"{path}: {name}: found {found} of the shape {own}, expected {wanted}")
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -1,9 +1,25 @@
-"""Objects written as JSON text by other people. A leaf."""
+"""Text written by other people: of a size that can be read, JSON where objects are expected. A leaf."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from circuitsieve.errors import CircuitsieveError
+
+LARGEST = 1 << 30
+"""Bytes of a file that is read as a whole: ten times what the largest model's run folder holds."""
+
+
+def text_of(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is too large to be what it should be, or no UTF-8.
+    """
+    if (size := path.stat().st_size) > LARGEST:
+        raise ValueError(f"it has {size >> 20:,} MB, more than {LARGEST >> 20:,} MB")
+    return path.read_text("utf-8-sig")  # with or without a byte order mark
 
 
 def json_object(text: str | bytes, where: str, expected: str, failure: type[CircuitsieveError]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from circuitsieve.errors import RunError
 from circuitsieve.graph import EdgeCircuit, EdgeMasks, EdgeScores, Graph, Receiver
+from circuitsieve.jsontext import text_of
 from circuitsieve.nodes import NodeSpace
 from circuitsieve.wholes import Wholes, of_heads
 
@@ -115,13 +116,13 @@ def read_mib(path: Path, space: NodeSpace) -> Wholes:
     """
     file = path / IMPORTANCES
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = json.loads(text_of(file))
         graph = _graph(file, content["cfg"], space)
         rows = [content["nodes"][graph.source_name(index)] for index in range(graph.sources)]
         kept = torch.tensor([_truth(row["in_graph"]) for row in rows])
         scores = torch.tensor([_number(row.get("score")) for row in rows], dtype=torch.float64)
         return Wholes(space, graph, kept, scores, EdgeCircuit(graph, *_read_edges(graph, content["edges"])))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise RunError(f"{file}: cannot be read ({problem}), expected importances as MIB takes them") from error
 

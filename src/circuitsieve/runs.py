@@ -15,6 +15,7 @@ report.html            all of it for people, in one page
 checkpoint/            the state of a search that has not ended (see `resuming`)
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -29,10 +30,12 @@ from filelock import FileLock, Timeout
 
 from circuitsieve import files
 from circuitsieve.circuit import Circuit, Ranking
-from circuitsieve.errors import RunError
+from circuitsieve.errors import ConfigError, RunError
 from circuitsieve.graph import EdgeCircuit, Graph, Receiver
+from circuitsieve.jsontext import text_of
 from circuitsieve.nodes import Activations, NodeSpace
 from circuitsieve.pairs import Pair
+from circuitsieve.shapes import space_of
 from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
 
 _LOCK = ".lock"
@@ -233,10 +236,12 @@ class RunFolder:
         """
         path = self.path / "history.jsonl"
         try:
-            rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
-            if any(not isinstance(row.get("step"), int) for row in rows):
+            rows = [json.loads(line) for line in text_of(path).splitlines()] if path.is_file() else []
+            if any(type(row.get("step")) is not int for row in rows):
                 raise ValueError("a line without a step")
-        except (OSError, ValueError, AttributeError) as error:
+            if any(not isinstance(value, int | float | None) for row in rows for value in row.values()):
+                raise ValueError("a value that is no number")
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise RunError(f"{path}: cannot be read ({error}), expected the steps of a run") from error
         return rows
 
@@ -248,9 +253,8 @@ class RunFolder:
         """
         path = self.path / "pairs.jsonl"
         try:
-            rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-            return [PairRecord(split=row.pop("split"), dropped=row.pop("dropped"), pair=_pair(row)) for row in rows]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return [_record(json.loads(line)) for line in text_of(path).splitlines()]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RunError(f"{path}: cannot be read ({error}), expected the pairs of a run") from error
 
     def read_circuit(self) -> tuple[Circuit, Ranking | None]:
@@ -261,18 +265,16 @@ class RunFolder:
         """
         about = self.read_json("circuit.json")
         try:
-            space = NodeSpace(**{**about["space"], "biases": frozenset(about["space"]["biases"])})
-            ablation = Ablation(about["ablation"])
-            shapes = {g: space.shape(g) for g in Granularity}
-            sites = _sites(space)
-        except (KeyError, TypeError, ValueError) as error:
+            space, ablation = space_of(about["space"]), Ablation(about["ablation"])
+        except (KeyError, ValueError, ConfigError) as error:
             raise RunError(f"{self.path / 'circuit.json'}: found no valid space and ablation ({error})") from error
+        shapes = {g: space.shape(g) for g in Granularity}
         tensors = files.read_tensors(
             self.path / "masks.safetensors",
             needed={f"mask.{g}": (torch.bool, shape) for g, shape in shapes.items()},
             optional={f"score.{g}": (torch.float32, shape) for g, shape in shapes.items()},
         )
-        constants = None if ablation.is_run else self._read_constants(sites, ablation)
+        constants = None if ablation.is_run else self._read_constants(_sites(space), ablation)
         circuit = Circuit(space, {g: tensors[f"mask.{g}"] for g in Granularity}, ablation, constants)
         for fact, value in summary(circuit).items():
             if about.get(fact) != value:
@@ -338,9 +340,14 @@ def _key(site: Site) -> str:
     return f"{site.kind}.{site.layer}"
 
 
-def _pair(row: Mapping[str, Any]) -> Pair:
+def _record(row: dict[str, Any]) -> PairRecord:
+    split, dropped = row.pop("split"), row.pop("dropped")
     lists = {key: tuple(row[key]) for key in ("answers", "wrong_answers", "candidates", "cutoff")}
-    return Pair(**{**row, **lists})
+    pair = Pair(**{**row, **lists})
+    texts = (split, pair.clean, pair.corrupted, pair.id, pair.template, *itertools.chain(*lists.values()))
+    if not isinstance(dropped, str | None) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("a value that is no text")
+    return PairRecord(pair, split, dropped)
 
 
 def summary(circuit: Circuit) -> dict[str, Any]:

@@ -4,11 +4,12 @@ A row has the columns of `Pair`; a mapping says where a file calls them otherwis
 """
 
 import csv
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from circuitsieve.errors import DataError, one_of
+from circuitsieve.errors import DataError, one_of, shown
 from circuitsieve.jsontext import json_object
 from circuitsieve.pairs import SPLITS, Pair
 
@@ -20,6 +21,8 @@ _NEEDED_LISTS = ("answers", "wrong_answers")
 NEEDED = TEXTS + _NEEDED_LISTS
 SEPARATOR = "|"
 """Between several answers in one cell of a CSV file."""
+LONGEST_LINE = 1 << 24
+"""Characters: two prompts that fill the largest contexts there are."""
 
 Columns = Mapping[str, str]
 """Column of a pair -> what the file calls it."""
@@ -37,14 +40,11 @@ def read_pairs(path: Path, columns: Columns | None = None) -> tuple[Pair, ...]:
             have.
     """
     try:
-        text = path.read_text("utf-8-sig")  # with or without a byte order mark
+        csv_file = path.suffix == ".csv"
+        pairs = pairs_of(_csv(path), columns, separator=SEPARATOR) if csv_file else pairs_of(_jsonl(path), columns)
     except (OSError, UnicodeDecodeError) as error:
         kind = "CSV" if path.suffix == ".csv" else "JSON lines"
         raise DataError(f"{path}: cannot be read ({error}), expected pairs as {kind} in UTF-8") from error
-    if path.suffix == ".csv":
-        pairs = pairs_of(_csv(text, path), columns, separator=SEPARATOR)
-    else:
-        pairs = pairs_of(_jsonl(text, path), columns)
     if not pairs:
         expected = "a header and one pair a line" if path.suffix == ".csv" else "one JSON object a line"
         raise DataError(f"{path}: found no pairs, expected {expected}")
@@ -63,18 +63,32 @@ def pairs_of(rows: Iterable[Row], columns: Columns | None = None, *, separator: 
     return tuple(_pair(_listed(_renamed(row, columns, where), separator), where) for where, row in rows)
 
 
-def _jsonl(text: str, path: Path) -> Iterator[Row]:
-    # Not splitlines: JSON strings may hold other line separators, such as U+2028, as they are.
-    for number, line in enumerate(text.split("\n"), 1):
+def _lines(path: Path, newline: str) -> Iterator[str]:
+    """The lines of a file, never more of it in memory than the longest line that a pair may take."""
+    with path.open(encoding="utf-8-sig", newline=newline) as file:  # with or without a byte order mark
+        for number in itertools.count(1):
+            line = file.readline(LONGEST_LINE + 1)
+            if not line:
+                return
+            if len(line) > LONGEST_LINE:
+                raise DataError(
+                    f"{path}, line {number}: found more than {LONGEST_LINE:,} characters, expected one pair a line"
+                )
+            yield line
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    # Only "\n" ends a line: JSON strings may hold other line separators, such as U+2028, as they are.
+    for number, line in enumerate(_lines(path, "\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        row = json_object(line, where, f"an object with {', '.join(NEEDED)}", DataError)
+        row = json_object(line.removesuffix("\n"), where, f"an object with {', '.join(NEEDED)}", DataError)
         yield where, row
 
 
-def _csv(text: str, path: Path) -> Iterator[Row]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+def _csv(path: Path) -> Iterator[Row]:
+    reader = csv.DictReader(_lines(path, ""), strict=True)  # the reader itself sees to line ends, as csv asks
     try:
         for row in reader:
             where = f"{path}, line {reader.line_num}"
@@ -130,14 +144,14 @@ def _pair(row: Mapping[str, Any], where: str) -> Pair:
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if not _is_text(value):
-        raise DataError(f"{where}: {key}: found {value!r}, expected a text")
+        raise DataError(f"{where}: {key}: found {shown(value)}, expected a text")
     return str(value)
 
 
 def _label(row: Mapping[str, Any], key: str, where: str) -> str:
     value = row.get(key, "")
     if value != "" and not _is_text(value) and type(value) is not int:
-        raise DataError(f"{where}: {key}: found {value!r}, expected a text or a whole number")
+        raise DataError(f"{where}: {key}: found {shown(value)}, expected a text or a whole number")
     return str(value)
 
 
@@ -149,7 +163,7 @@ def _is_text(value: object) -> bool:
 def _texts(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
     value = row.get(key, None if key in _NEEDED_LISTS else [])
     if not isinstance(value, list) or not all(map(_is_text, value)):
-        raise DataError(f"{where}: {key}: found {value!r}, expected a list of texts")
+        raise DataError(f"{where}: {key}: found {shown(value)}, expected a list of texts")
     if not value and key in _NEEDED_LISTS:
         raise DataError(f"{where}: {key}: found an empty list, expected at least one text")
     return tuple(value)
