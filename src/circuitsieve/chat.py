@@ -19,7 +19,7 @@ def in_chat_form(splits: TextSplits, tokenizer: PreTrainedTokenizerBase, instruc
     prompt, which the answer goes on.
 
     Raises:
-        DataError: the tokenizer has no chat template.
+        DataError: the tokenizer has no chat template, or one that fails.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
@@ -49,11 +49,14 @@ def in_chat_form(splits: TextSplits, tokenizer: PreTrainedTokenizerBase, instruc
 
 def _turns(tokenizer: PreTrainedTokenizerBase, content: str) -> str:
     """The user's turn and the opening of the assistant's, without the token that the tokenizer puts in front by itself."""
-    text = str(
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-    )
+    turns = [{"role": "user", "content": content}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program of somebody else's, and raises what it likes
+        raise DataError(
+            f"chat: found a chat template that fails ({type(error).__name__}: {error}), expected one that takes a user's turn; "
+            "leave --chat out"
+        ) from error
     bos = tokenizer.bos_token
     adds_bos = bos is not None and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
     return text.removeprefix(bos) if adds_bos and bos is not None else text

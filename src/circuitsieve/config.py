@@ -274,11 +274,11 @@ class DiscoveryConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "configuration") -> "DiscoveryConfig":
+    def from_dict(cls, values: Any, source: str = "configuration") -> "DiscoveryConfig":
         """The configuration of a dictionary; what is missing has its default.
 
         Raises:
-            ConfigError: a key is unknown or a value has the wrong type.
+            ConfigError: it is no dictionary, a key is unknown or a value has the wrong type.
         """
         hints = get_type_hints(cls)
         if not isinstance(values, Mapping):

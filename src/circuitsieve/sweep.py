@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from circuitsieve.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
 from circuitsieve.discovery import Discovery
-from circuitsieve.errors import ConfigError, RunError
+from circuitsieve.errors import ConfigError, RunError, shown
 from circuitsieve.evaluation import Summary, measure_circuits
 from circuitsieve.models import LoadedModel, load_model
 from circuitsieve.provenance import fingerprint, hash_of, records
@@ -26,6 +26,9 @@ from circuitsieve.reporting import Reporter
 from circuitsieve.tracking import Tracked, tracker_of
 from circuitsieve.vocabulary import Granularity, Method
 from circuitsieve.workflow import Job, found_by, search, tracked_run, usable_pairs
+
+_BEYOND = 1e18
+"""No value of a point is as large, and no figure could show it."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def run_sweep(sweep: Sweep, reporter: Reporter) -> list[Point]:
             key = {**facts, "config": config.to_dict(), "sizes": sweep.measured(config)}
             key = json.loads(json.dumps(key))  # as it is read back
             kept = out / "points" / f"{name}.json"
-            found = _kept(kept, key)
+            found = kept_points(kept, key)
             if found is None:
                 reporter.say(f"{name}: searching")
                 one = replace(job, config=config, out=str(out / "runs" / name))
@@ -140,13 +143,29 @@ def _make_folders(out: Path) -> None:
         raise RunError(f"{out}: cannot be written ({error.strerror}), expected a folder for the sweep") from error
 
 
-def _kept(path: Path, key: Mapping[str, Any]) -> list[Point] | None:
+def kept_points(path: Path, key: Mapping[str, Any]) -> list[Point] | None:
     """The points of an earlier run, if it was the same; a file that is damaged counts as none."""
     try:
         content = files.read_json(path)
-        return [Point(**point) for point in content["points"]] if content["key"] == key else None
+        return [_point(values) for values in content["points"]] if content["key"] == key else None
     except (RunError, KeyError, TypeError):
         return None
+
+
+def _point(values: Mapping[str, Any]) -> Point:
+    """A point of JSON.
+
+    Raises:
+        TypeError: a value is missing, unknown or none that was measured.
+    """
+    point = Point(**values)
+    for field in fields(Point):
+        value = getattr(point, field.name)
+        kinds = (str,) if field.type is str else (int,) if field.type is int else (int, float)
+        missing = value is None and field.type == float | None
+        if not missing and (type(value) not in kinds or (str not in kinds and not abs(value) < _BEYOND)):
+            raise TypeError(f"{field.name}: found {shown(value)}, expected {field.type}")
+    return point
 
 
 def _searched(
@@ -226,6 +245,7 @@ def knee(curve: Sequence[tuple[float, float]]) -> float | None:
 
     Sizes are compared by their logarithms, and both axes by the range that they span.
     """
+    curve = [(size, kl) for size, kl in curve if size > 0]  # the empty circuit has no logarithm
     if len(curve) < 3:
         return None
     xs, ys = [math.log(size) for size, _ in curve], [kl for _, kl in curve]
