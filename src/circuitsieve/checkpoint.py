@@ -25,6 +25,7 @@ from circuitsieve.errors import ModelError
 from circuitsieve.subject import Subject
 from circuitsieve.surgery import shrink
 from circuitsieve.vocabulary import Ablation, Granularity
+from circuitsieve.weightfiles import check_layers
 
 ABOUT, NODES, WEIGHTS = "compact.json", "nodes.safetensors", "weights.safetensors"
 
@@ -86,7 +87,8 @@ def load_compact(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         raise ModelError(
             f"model {folder}: found the ablation {ablation!r} in {ABOUT}, expected one of {', '.join(Ablation)}"
         )
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    check_layers(folder, config, (folder / WEIGHTS).stat().st_size + (folder / NODES).stat().st_size)
     with accelerate.init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     subject = Subject.of(model)

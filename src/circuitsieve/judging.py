@@ -17,7 +17,7 @@ from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.control import within
 from circuitsieve.data import Example, Pairs, encode, encode_all
-from circuitsieve.errors import RunError
+from circuitsieve.errors import RunError, shown
 from circuitsieve.evaluation.card import Card, evaluate
 from circuitsieve.evaluation.full import SECTIONS, evaluate_fully, judged
 from circuitsieve.evaluation.harness import EvaluationConfig
@@ -213,6 +213,8 @@ def _hash_of_files(paths: list[Path]) -> str:
 def with_run_facts(card: Card, folder: RunFolder, spent: Mapping[str, int | float | None], dropped_pairs: int) -> Card:
     """The card with what only the run knows: dropped pairs, whether the budget was met, time and memory."""
     load = folder.look_up("circuit.json", "found", "load")
+    if not isinstance(load, int | float | None):
+        raise RunError(f"{folder.path / 'circuit.json'}: found found.load {shown(load)}, expected a number or null")
     reasons = dict(card.values["reasons"])
     if load is None:
         reasons["budget_met"] = "the run had a fixed pressure, not a budget"
@@ -263,6 +265,12 @@ def load_run_model(folder: RunFolder, device: str | None = None) -> LoadedModel:
     name, expected, dtype, first, revision = (
         folder.look_up("config.json", "model", fact) for fact in ("name", "fingerprint", "dtype", "device", "revision")
     )
+    texts = {"name": name, "dtype": dtype, "device": first, **({} if revision is None else {"revision": revision})}
+    for fact, value in texts.items():
+        if not isinstance(value, str) or not value.isprintable():
+            raise RunError(
+                f"{folder.path / 'config.json'}: found model.{fact} {shown(value)}, expected a text in one line"
+            )
     loaded = load_model(name, dtype=dtype, device=device or first, revision=revision)
     if fingerprint(loaded.model) != expected:
         raise RunError(

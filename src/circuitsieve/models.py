@@ -19,11 +19,19 @@ import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from circuitsieve.architectures import refusal, supported_model_types
 from circuitsieve.checkpoint import is_compact, load_compact
 from circuitsieve.errors import CircuitsieveError, ModelError, UnsupportedModel, hint
+from circuitsieve.weightfiles import check_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUNDLED = ("demo", "smollm2")
@@ -58,14 +66,16 @@ def load_model(name: str, *, dtype: str = "float32", device: str = "cpu", revisi
         raise ModelError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
     place = _place(device)
     source = _source(name)
-    _check_config(name, source, revision)
+    config = _checked_config(name, source, revision)
     missing: list[str] = []
     try:
+        if os.path.isdir(source) and not is_compact(source):  # noqa: PTH112
+            check_weights(Path(source), config)
         if is_compact(source):
             model = load_compact(Path(source), DTYPES[dtype])
         else:
             model, missing = _read(source, revision=revision, dtype=DTYPES[dtype])
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except CircuitsieveError:
         raise
     except Exception as error:  # a damaged checkpoint raises whatever its reader raises
@@ -88,11 +98,11 @@ def _place(device: str) -> torch.device:
     return place
 
 
-def _check_config(name: str, source: str, revision: str | None) -> None:
-    """Refuse what cannot be studied, before any weights are read."""
+def _checked_config(name: str, source: str, revision: str | None) -> PreTrainedConfig:
+    """The configuration; what cannot be studied is refused before any weights are read."""
     try:
         _ask_the_hub(source, revision)
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except Exception as error:  # a damaged file raises whatever its reader raises
         if os.path.isdir(source):  # noqa: PTH112
             message = f"model {name}: found a config.json that cannot be read ({_first_line(error)})"
@@ -109,6 +119,7 @@ def _check_config(name: str, source: str, revision: str | None) -> None:
             f"model {name}: found quantised weights, expected float32, bfloat16 or float16 ones; load the unquantised "
             "checkpoint or dequantise it first"
         )
+    return config
 
 
 def _ask_the_hub(source: str, revision: str | None) -> None:
@@ -120,7 +131,7 @@ def _ask_the_hub(source: str, revision: str | None) -> None:
 def _read(source: str, **options: Any) -> tuple[PreTrainedModel, list[str]]:
     """The model of a checkpoint, and the parameters that are not in it: transformers makes them up."""
     load: Any = AutoModelForCausalLM.from_pretrained  # its type does not know the second result
-    model, loading = load(source, output_loading_info=True, **options)
+    model, loading = load(source, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options)
     return model, sorted(loading["missing_keys"])
 
 
@@ -203,7 +214,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF file as safetensors, configuration and tokenizer."""
     try:
         loaded, missing = _read(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False)
     except Exception as error:  # a damaged file raises whatever its reader raises
         raise ModelError(
             f"model {gguf}: found a GGUF file that transformers cannot read ({_first_line(error)})"
