@@ -90,7 +90,7 @@ def load_compact(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     check_layers(folder, config, (folder / WEIGHTS).stat().st_size + (folder / NODES).stat().st_size)
     with accelerate.init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     subject = Subject.of(model)
     space = subject.space
     masks = files.read_tensors(folder / NODES, {f"mask.{g}": (torch.bool, space.shape(g)) for g in Granularity})

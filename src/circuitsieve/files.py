@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     temporary = partial(path)
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # of a process that was killed; a link there would be written through
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -51,7 +52,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         raise RunError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -127,7 +129,7 @@ def read_tensors(path: Path, needed: Expected, optional: Expected | None = None)
         with safetensors.safe_open(path, "pt") as file:
             _check_header(path, file, needed, known)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise RunError(f"{path}: cannot be read ({error}), expected safetensors") from error
     for name, tensor in tensors.items():
         if tensor.dtype == torch.bool and int(tensor.view(torch.uint8).max()) > 1:

@@ -222,7 +222,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     _check_complete(str(gguf), missing)
     # The loaded model still claims to be quantised, and save_pretrained refuses that: build it anew.
     settings = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
-    model = AutoModelForCausalLM.from_config(type(loaded.config)(**settings))  # type: ignore[no-untyped-call]
+    config = type(loaded.config)(**settings)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -6,6 +6,8 @@ from dataclasses import fields
 from circuitsieve.errors import ConfigError, shown
 from circuitsieve.nodes import NodeSpace
 
+_MOST = 10**8
+"""Of anything in one layer; tensors are counted in 64 bits."""
 _FLAGS = ("post_norm", "joint_qk_norm")
 _BIASES = ("q", "k", "v", "attn_out", "mlp_in", "mlp_out")
 
@@ -36,4 +38,4 @@ def _problem(name: str, value: object) -> str | None:
         return None if valid else f"a list of some of {', '.join(_BIASES)}"
     if name in _FLAGS:
         return None if isinstance(value, bool) else "true or false"
-    return None if type(value) is int and value > 0 else "a whole number above 0"
+    return None if type(value) is int and 0 < value <= _MOST else f"a whole number from 1 to {_MOST:,}"
