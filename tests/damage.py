@@ -38,7 +38,20 @@ def examples(count: int) -> settings:
 TEXTS = st.one_of(
     st.text(max_size=8),
     st.sampled_from(
-        ["", "\x00", "\ud800", "\u2028", "\ufeff", "[/b]", "[red]", "../../etc/passwd", "NaN", "<script>", "a\r\nb", "x" * 5000]
+        [
+            "",
+            "\x00",
+            "\ud800",
+            "\u2028",
+            "\ufeff",
+            "[/b]",
+            "[red]",
+            "../../etc/passwd",
+            "NaN",
+            "<script>",
+            "a\r\nb",
+            "x" * 5000,
+        ]
     ),
 )
 NUMBERS = st.one_of(
