@@ -67,16 +67,16 @@ def run(job: Job, reporter: Reporter) -> Finished:
     Raises:
         CircuitsieveError: whatever is wrong with the model, the data or the folder.
     """
+    tracker = tracker_of(job.track)
     folder = RunFolder.claim(job.out, overwrite=job.overwrite, resume=job.resume)
     with folder.locked():
         if not job.resume:
             folder.forget_checkpoints()
-        return _run(job, folder, reporter)
+        return _run(job, folder, tracker, reporter)
 
 
-def _run(job: Job, folder: RunFolder, reporter: Reporter) -> Finished:
+def _run(job: Job, folder: RunFolder, tracker: Tracker | None, reporter: Reporter) -> Finished:
     start = time.monotonic()
-    tracker = tracker_of(job.track)
     loaded = load_model(job.model, dtype=job.dtype, device=job.device, revision=job.revision)
     pairs = usable_pairs(job, loaded, reporter)
     with tracked_run(tracker, job, loaded, pairs, reporter) as tracked:
