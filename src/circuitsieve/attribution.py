@@ -106,7 +106,7 @@ def _differences(problem: Problem, batch: PairBatch) -> Sums:
     found: Sums = {g: torch.zeros(problem.space.shape(g)) for g in nodes.values()}
     for site, baseline in reference.baselines.items():
         if (leaf := COMPOSITION[site.kind][-1]) in nodes:
-            distance = (clean[site] - baseline).float().abs() * real.to(clean[site].device)
+            distance = (clean[site] - baseline.to(clean[site].device)).float().abs() * real.to(clean[site].device)
             score = (distance.sum(1) / tokens.to(distance)).sum(0).cpu()
             own = found[nodes[leaf]][site.layer]
             own += score.view(len(own), -1).sum(1)

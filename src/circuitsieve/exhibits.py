@@ -184,7 +184,8 @@ def _neurons(lens: Lens, circuit: Circuit, layer: int) -> dict[str, Any]:
     kept = circuit.masks[Granularity.MLP_NEURON][layer].nonzero().flatten()
     if not len(kept):
         return {"promoted": [], "demoted": []}
-    words = lens.words(lens.neurons(layer)[kept.to(lens.subject.device)], WORDS)
+    neurons = lens.neurons(layer)
+    words = lens.words(neurons[kept.to(neurons.device)], WORDS)
     return {"promoted": words.promoted.tolist(), "demoted": words.demoted.tolist()}
 
 

@@ -16,6 +16,7 @@ from circuitsieve.errors import ConfigError
 
 if TYPE_CHECKING:
     from circuitsieve.loaders import TaskOptions
+    from circuitsieve.models import LoadedModel
     from circuitsieve.workflow import Job
 
 
@@ -27,9 +28,24 @@ class ModelFlags:
     dtype: str = "float32"
     """float32, bfloat16 or float16, for the model; masks stay float32."""
     device: str = "cpu"
-    """Where the model runs, as torch spells it."""
+    """Where the model runs, as torch spells it; auto spreads a model that is larger than one device over all accelerators,
+    main memory and disk."""
     revision: str | None = None
     """Of a hub id."""
+    max_memory: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
+    """With --device auto: how much of the weights may go where, as DEVICE=AMOUNT (0=20GB for the first accelerator, cpu=64GB);
+    none to a device that is not named."""
+
+    def load(self, name: str) -> "LoadedModel":
+        """The model of a name.
+
+        Raises:
+            CircuitsieveError: what `load_model` raises, or --max-memory is malformed.
+        """
+        from circuitsieve.models import load_model
+
+        limits = table_of(self.max_memory, "--max-memory")
+        return load_model(name, dtype=self.dtype, device=self.device, revision=self.revision, max_memory=limits)
 
 
 @Parameter(name="*")
@@ -189,6 +205,7 @@ class JobFlags:
             overwrite,
             resume,
             track,
+            table_of(loading.max_memory, "--max-memory"),
         )
 
 

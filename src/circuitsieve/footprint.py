@@ -88,7 +88,11 @@ def footprint_of(
     largest = max(batches, key=lambda batch: batch.clean.numel())
     pair = _first_pair(largest)
     reference = references.keeping_nothing()(pair)
-    kept = [_kept(subject, pair, reference, site_masks, n) for n in (0, subject.space.layers)]
+    # Without running layers again, a pass would keep what is fetched of all offloaded weights: there, it is of one layer.
+    counted = 1 if subject.is_offloaded else subject.space.layers
+    kept = [
+        _kept(subject, pair, reference, site_masks, n) for n in (subject.space.layers - counted, subject.space.layers)
+    ]
     _, width = subject.space.shape(Granularity.ATTN_OUT_DIM)
     tokens = pair.clean.shape[1] - (reference.prefix.tokens if reference.prefix else 0)
     baselines = sum(tensor.nbytes for tensor in reference.baselines.values()) if references.ablation.is_run else 0
@@ -96,7 +100,7 @@ def footprint_of(
     pairs = len(largest)
     return Footprint(
         layers=subject.space.layers,
-        layer=pairs * (kept[0] - kept[1]) // subject.space.layers,
+        layer=pairs * (kept[0] - kept[1]) // counted,
         layer_input=pairs * tokens * width * dtype.itemsize,
         rest=pairs * kept[1],
         baselines=pairs * baselines,
@@ -115,16 +119,16 @@ def _first_pair(batch: PairBatch) -> PairBatch:
 
 
 def _kept(subject: Subject, pair: PairBatch, reference: Reference, site_masks: SiteMasks, checkpointed: int) -> int:
-    """Bytes that autograd keeps of a forward pass and its loss, each storage once, without what is there anyway."""
-    there = {tensor.untyped_storage().data_ptr() for tensor in (*subject.model.parameters(), *subject.model.buffers())}
-    there |= {tensor.untyped_storage().data_ptr() for tensor in (*reference.baselines.values(), *site_masks.values())}
+    """Bytes that autograd keeps of a forward pass and its loss, each storage once, without what is there anyway and weights."""
+    offloaded = subject.is_offloaded
+    there = {_address(tensor) for tensor in (*reference.baselines.values(), *site_masks.values())}
+    there |= {_address(tensor) for tensor in (*subject.model.parameters(), *subject.model.buffers())}
     sizes: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in there:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        if (address := _address(tensor)) not in there and not (offloaded and _is_weight(subject, address)):
+            sizes[address] = tensor.untyped_storage().nbytes()
+        return tensor.detach()  # a step that held its own output would never go
 
     context = masked(subject, site_masks, reference.baselines, checkpointed=checkpointed)
     with quick_attention(subject, pair.clean.shape[1]), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
@@ -133,3 +137,12 @@ def _kept(subject: Subject, pair: PairBatch, reference: Reference, site_masks: S
         loss = kl(log_probs(reference.full), log_probs(logits)).mean()
     assert loss.requires_grad  # until here, all that was noted is alive
     return sum(sizes.values())
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _is_weight(subject: Subject, address: int) -> bool:
+    """Whether a weight that has been fetched lies there now."""
+    return any(_address(parameter) == address for parameter in subject.model.parameters())

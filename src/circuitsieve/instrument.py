@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from torch.utils.hooks import RemovableHandle
 
 from circuitsieve.architectures import Architecture
@@ -21,6 +21,7 @@ from circuitsieve.errors import HookNotFired, ModelError
 from circuitsieve.lean import Lean, LeanSite, picked
 from circuitsieve.mixing import mix
 from circuitsieve.nodes import Activations, SiteMasks
+from circuitsieve.placement import is_offloaded
 from circuitsieve.prefix import Prefix
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Site, SiteKind
@@ -59,7 +60,7 @@ def masked(
 
     Masks: [layers, n] or [layers, 1] per site kind, float32, 1 = keep; with [layers, batch, 1, n] each example has its own.
     Baselines: broadcast to [batch, tokens, n]. Rows of bool masks that are open throughout are left out. Values are exact
-    at 0 and at 1, in any dtype.
+    at 0 and at 1, in any dtype. Masks go to the devices that layers run on, once; a baseline goes to that of its activation.
 
     Of the first `checkpointed` layers, only the input is kept for the backward pass, which runs them again, with the same
     masks; it may come after the context has ended.
@@ -80,9 +81,10 @@ def masked(
     added: dict[Site, Tensor] = {}
     for kind, mask in site_masks.items():
         skip = mask.all(dim=1).tolist() if mask.dtype == torch.bool else [False] * len(mask)
-        for layer, row in enumerate(mask.unbind(0)):
-            if layer >= first and not skip[layer]:
-                site = Site(kind, layer)
+        rows = {device: mask.to(device).unbind(0) for device in set(subject.devices)}
+        for layer in range(first, len(mask)):
+            if not skip[layer]:
+                row, site = rows[subject.devices[layer]][layer], Site(kind, layer)
                 edits[site] = partial(_mixed, row, take, site)
                 if site in lean_sites:
                     edits[site] = partial(_mixed_lean, lean_sites[site], added, row, take, site)
@@ -111,7 +113,7 @@ def _mixed_lean(
     baseline = take(site)
     added[site] = lean.of_closed(baseline)
     if lean.among_computed.shape[0] != activation.shape[-1]:
-        activation = activation.index_select(-1, lean.among_computed)
+        activation = picked(activation, lean.among_computed)
     return mix(picked(baseline, lean.open), activation, picked(mask, lean.open))
 
 
@@ -225,8 +227,17 @@ def _checkpointed(block: nn.Module, again: Callable[[], AbstractContextManager[N
         preserve_rng_state=False,
         context_fn=lambda: (nullcontext(), again()),
     )
-    with _forwarding(block, run):
+    with _forwarding(block, partial(_to_the_end, run) if is_offloaded(block) else run):
         yield
+
+
+def _to_the_end(run: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """Run a block again from its first module to its last, not only as far as the backward pass needs.
+
+    A module that is cut off keeps the weights that were fetched for it.
+    """
+    with set_checkpoint_early_stop(False):
+        return run(*args, **named)
 
 
 @contextmanager
@@ -306,7 +317,7 @@ def answer_logits(
     positions: Int[Tensor, " batch"],
     prefix: Prefix | None = None,
 ) -> Float[Tensor, "batch vocab"]:
-    """Logits at one position of each prompt, by the model's own head, without computing any others.
+    """Logits at one position of each prompt, by the model's own head, without computing any others; where the prompts are.
 
     Prompts are padded on the right; a causal model needs no attention mask for that. Where the prefix of the prompts is given,
     only the tokens after it are run.
@@ -321,7 +332,7 @@ def answer_logits(
         ).logits
     finally:
         handle.remove()
-    return logits[:, 0]
+    return logits[:, 0].to(input_ids.device)
 
 
 def _gather(positions: Int[Tensor, " batch"], _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

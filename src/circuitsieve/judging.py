@@ -271,7 +271,10 @@ def load_run_model(folder: RunFolder, device: str | None = None) -> LoadedModel:
             raise RunError(
                 f"{folder.path / 'config.json'}: found model.{fact} {shown(value)}, expected a text in one line"
             )
-    loaded = load_model(name, dtype=dtype, device=device or first, revision=revision)
+    limits = (
+        None if device else folder.look_up("config.json", "model").get("max_memory")
+    )  # runs made in Python have none
+    loaded = load_model(name, dtype=dtype, device=device or first, revision=revision, max_memory=limits)
     if fingerprint(loaded.model) != expected:
         raise RunError(
             f"{folder.path}: found other weights in the model {name!r} than those that the circuit was found in; expected the "

@@ -18,6 +18,7 @@ from circuitsieve.data import PairBatch
 from circuitsieve.instrument import answer_logits, record
 from circuitsieve.nodes import Activations
 from circuitsieve.objective import logit_difference
+from circuitsieve.placement import weight
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Site, SiteKind
 
@@ -59,7 +60,7 @@ class Lens:
     def logits(self, residual: Float[Tensor, "*n width"]) -> Float[Tensor, "*n vocab"]:
         """What the model says with this last residual stream, before any cap."""
         found: Tensor = self.subject.architecture.unembedding(self.norm(residual))
-        return found
+        return found.to(residual.device)
 
     @torch.no_grad()
     def words(self, directions: Float[Tensor, "n width"], k: int) -> Words:
@@ -69,10 +70,10 @@ class Lens:
             directions: of any length.
             k: tokens of each kind.
         """
-        weight = self.subject.architecture.unembedding.get_parameter("weight")
+        matrix = weight(self.subject.architecture.unembedding, "weight")
         promoted, demoted = [], []
-        for part in torch.split(_linear(self.norm, directions.to(weight)), ROWS):
-            scores = part @ weight.T
+        for part in torch.split(_linear(self.norm, directions.to(matrix)).to(matrix), ROWS):
+            scores = part @ matrix.T
             promoted.append(scores.topk(k).indices.cpu())
             demoted.append(scores.topk(k, largest=False).indices.cpu())
         return Words(torch.cat(promoted), torch.cat(demoted))
@@ -81,8 +82,8 @@ class Lens:
     def neurons(self, layer: int) -> Float[Tensor, "neurons width"]:
         """What each MLP neuron of a layer writes where it is active."""
         module = self.subject.architecture.read_module(Site(SiteKind.MLP_READ, layer))
-        weight = module.get_parameter("weight")
-        directions = weight if is_input_major(module) else weight.T
+        matrix = weight(module, "weight")
+        directions = matrix if is_input_major(module) else matrix.T
         behind = self.subject.architecture.write_module(Site(SiteKind.MLP_WRITE, layer))
         return directions if behind is module else _linear(behind, directions)
 
@@ -137,15 +138,18 @@ class Lens:
     def _at_answers(self, ids: Int[Tensor, "batch tokens"], batch: PairBatch, sites: Sequence[Site]) -> Activations:
         with record(self.subject, sites) as recorded:
             answer_logits(self.subject, ids, batch.positions)
-        rows = torch.arange(len(batch), device=batch.positions.device)
-        return {site: activation[rows, batch.positions] for site, activation in recorded.items()}
+        rows = torch.arange(len(batch), device=ids.device)
+        return {
+            site: activation[rows.to(activation.device), batch.positions.to(activation.device)].to(ids.device)
+            for site, activation in recorded.items()
+        }
 
     def _written(self, layer: int, heads: Float[Tensor, "batch n"]) -> Float[Tensor, "batch width"]:
         """What attention adds to the residual stream, from what its projection reads."""
         projection = self.subject.architecture.read_module(Site(SiteKind.ATTN_READ, layer))
         behind = self.subject.architecture.write_module(Site(SiteKind.ATTN_WRITE, layer))
         written: Tensor = projection(heads)
-        return written if behind is projection else behind(written)
+        return (written if behind is projection else behind(written)).to(heads.device)
 
 
 @torch.no_grad()

@@ -65,10 +65,9 @@ def data_check(
     """
     from circuitsieve.datacheck import check_data
     from circuitsieve.loaders import load_texts
-    from circuitsieve.models import load_model
     from circuitsieve.report.terminal import data_view
 
-    loaded = load_model(model, dtype=loading.dtype, device=loading.device, revision=loading.revision)
+    loaded = loading.load(model)
     splits = load_texts(task, loaded.tokenizer, reading.options())
     report = check_data(loaded, splits)
     if json:
@@ -88,12 +87,11 @@ def check(model: str, /, *, loading: ModelFlags = MODEL_FLAGS, json: bool = Fals
     json
         Print one JSON document.
     """
-    from circuitsieve.models import load_model
     from circuitsieve.report.terminal import check_table
     from circuitsieve.selfcheck import selfcheck
 
     with RichReporter() as reporter:
-        loaded = load_model(model, dtype=loading.dtype, device=loading.device, revision=loading.revision)
+        loaded = loading.load(model)
         results = selfcheck(loaded.model, progress=reporter.evaluation)
     if json:
         print_json({"model": model, "checks": [{**result._asdict(), "passed": result.passed} for result in results]})

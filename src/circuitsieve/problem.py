@@ -16,7 +16,7 @@ from circuitsieve.config import DiscoveryConfig, bytes_of
 from circuitsieve.control import Budget, Signals
 from circuitsieve.costs import soft_share
 from circuitsieve.data import PairBatch, Pairs, batches
-from circuitsieve.errors import DataError
+from circuitsieve.errors import ConfigError, DataError
 from circuitsieve.footprint import Footprint, divide, footprint_of, narrowest
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.itinerary import revisited
@@ -24,6 +24,7 @@ from circuitsieve.lean import Lean
 from circuitsieve.masks import BoolMasks, Masks
 from circuitsieve.nodes import COMPOSITION, Activations, NodeSpace, SiteMasks
 from circuitsieve.objective import kl, log_probs, logit_difference, metric
+from circuitsieve.placement import whereabouts
 from circuitsieve.references import Reference, References
 from circuitsieve.screening import check_fit
 from circuitsieve.store import Store
@@ -133,6 +134,7 @@ class Problem:
 
         Raises:
             DataError: the model cannot read a pair, or asking for a faithfulness means nothing on these pairs.
+            ConfigError: the configuration needs a model that is whole on one device, and it is not.
         """
         ablation = Ablation(config.ablation)
         check_fit(subject.model, (*pairs.train, *pairs.validation))
@@ -154,7 +156,7 @@ class Problem:
         learning, judging = references(learner), references(subject)
         footprint = footprint_of(learning, train, revisited(train, config), _soft_masks(subject, config))
         memory, disk = (bytes_of(name, getattr(config, name)) for name in ("memory", "disk"))
-        division = divide(footprint, int((1 - VALIDATION_MEMORY) * memory), config.checkpointing)
+        division = divide(footprint, int((1 - VALIDATION_MEMORY) * memory), _checkpointing(subject, config))
         if division.checkpointed:
             learning.dtype = narrowest(learner.model.dtype)
         learning.store = Store(division.kept, int((1 - VALIDATION_MEMORY) * disk))
@@ -244,14 +246,41 @@ class Problem:
 def training_dtype(subject: Subject, config: DiscoveryConfig) -> torch.dtype | None:
     """The precision of the training passes; None where it is the model's own.
 
-    `auto` is bfloat16 for float32 models that are large enough to gain from it, on devices that compute in it.
+    `auto` is bfloat16 for float32 models that are large enough to gain from it, on devices that compute in it; never for models
+    that are dispatched, because there is no room for a copy of what is too large already.
+
+    Raises:
+        ConfigError: bfloat16 is asked for, and the model is dispatched.
     """
+    if subject.is_dispatched:
+        if config.training_dtype == "bfloat16" and subject.model.dtype == torch.float32:
+            raise ConfigError(
+                f"training_dtype: found 'bfloat16' with a model that is dispatched over devices ({whereabouts(subject.model)}), "
+                "expected 'auto' or 'model': a copy would need room beside it; load it with --dtype bfloat16"
+            )
+        return None
     parameters = sum(parameter.numel() for parameter in subject.model.parameters())
     if subject.model.dtype != torch.float32 or config.training_dtype == "model":
         return None
     if config.training_dtype == "bfloat16":
         return torch.bfloat16
     return torch.bfloat16 if parameters >= LARGE and computes_in_bfloat16(subject.device) else None
+
+
+def _checkpointing(subject: Subject, config: DiscoveryConfig) -> str:
+    """Which layers are run again: all where weights are offloaded, whose backward pass would keep every weight in memory.
+
+    Raises:
+        ConfigError: none are to be, and weights are offloaded.
+    """
+    if not subject.is_offloaded:
+        return config.checkpointing
+    if config.checkpointing == "none":
+        raise ConfigError(
+            f"checkpointing: found 'none' with a model whose weights are offloaded ({whereabouts(subject.model)}), expected "
+            "'auto' or 'all': without running layers again the backward pass keeps all weights in memory"
+        )
+    return "all"
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

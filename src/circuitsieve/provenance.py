@@ -15,17 +15,18 @@ from transformers import PreTrainedModel
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
 from circuitsieve.pairs import SPLITS
+from circuitsieve.placement import is_dispatched, named_weights
 from circuitsieve.runs import PairRecord
 
 _LIBRARIES = ("circuitsieve", "torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy")
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of the names, shapes, dtypes and values of all parameters: equal for equal weights."""
+    """A hash of the names, shapes, dtypes and values of all parameters: equal for equal weights, wherever they are."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        values = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+    for name, weight in named_weights(model):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        values = weight.cpu().contiguous().flatten().view(torch.uint8)
         digest.update(values.numpy().data)
     return digest.hexdigest()
 
@@ -37,7 +38,7 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
             "name": str(model.config._name_or_path),
             "family": str(model.config.model_type),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "device": str(model.device),
+            "device": "auto" if is_dispatched(model) else str(model.device),
             "revision": getattr(model.config, "_commit_hash", None),
             "fingerprint": fingerprint(model),
         },

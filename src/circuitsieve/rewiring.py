@@ -21,6 +21,7 @@ from circuitsieve.errors import UnsupportedModel
 from circuitsieve.graph import EdgeMasks, Graph, Receiver
 from circuitsieve.instrument import intercepted
 from circuitsieve.nodes import Activations, SiteMasks
+from circuitsieve.placement import require_undispatched
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Site, SiteKind
 
@@ -31,8 +32,10 @@ def graph_of(subject: Subject) -> Graph:
     """The graph of a model.
 
     Raises:
-        UnsupportedModel: what its heads write is not a sum, because a norm stands between them and the residual stream.
+        UnsupportedModel: what its heads write is not a sum, because a norm stands between them and the residual stream; or it is
+            dispatched over devices.
     """
+    require_undispatched(subject.model, "edges")
     architecture = subject.architecture
     if subject.space.post_norm or architecture.norms_residual or architecture.final_norm is None:
         raise UnsupportedModel(

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from circuitsieve.architectures import Projection, is_input_major
+from circuitsieve.architectures import Projection, has_bias, is_input_major
 from circuitsieve.instrument import answer_logits, masked, record
+from circuitsieve.lean import Narrowed
 from circuitsieve.nodes import Node
+from circuitsieve.placement import weight
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 
@@ -102,8 +104,9 @@ class _Checks:
             self.baselines[site] for site in self.baselines if site.kind in (SiteKind.ATTN_WRITE, SiteKind.MLP_WRITE)
         ]
         with self._without_blocks():
-            residual = self.subject.model.get_input_embeddings()(self.clean) + sum(write.float() for write in writes)
-            expected = self.subject.model(inputs_embeds=residual.to(writes[0]), use_cache=False).logits[:, -1].float()
+            embedded = self.subject.model.get_input_embeddings()(self.clean)
+            residual = embedded + sum(write.float().to(embedded.device) for write in writes)
+            expected = self.subject.model(inputs_embeds=residual.to(embedded), use_cache=False).logits[:, -1].float()
         closed = []
         for granularities in ((Granularity.LAYER,), (Granularity.HEAD, Granularity.MLP_NEURON)):
             masks = {g: torch.zeros(self.space.shape(g), device=self.subject.device) for g in granularities}
@@ -115,27 +118,23 @@ class _Checks:
     def one_head(self) -> CheckResult:
         """One head ablated by zero."""
         layer, head = self.space.layers // 2, self.space.heads // 2
-        weight = self._weight(layer, self.subject.architecture.family.attn_out)
-        inputs = weight[:, head * self.space.head_dim : (head + 1) * self.space.head_dim]
-        return self._zeroed(Node(Granularity.HEAD, layer, head), [inputs], "its columns of the output projection at 0")
+        inputs = slice(head * self.space.head_dim, (head + 1) * self.space.head_dim)
+        without = self._without(layer, self.subject.architecture.family.attn_out, inputs=inputs)
+        return self._zeroed(Node(Granularity.HEAD, layer, head), without, "its columns of the output projection at 0")
 
     def one_neuron(self) -> CheckResult:
         """One MLP neuron ablated by zero."""
         layer, neuron = self.space.layers - 1, self.space.neurons // 2
-        weight = self._weight(layer, self.subject.architecture.family.mlp_out)
-        node = Node(Granularity.MLP_NEURON, layer, neuron)
-        return self._zeroed(node, [weight[:, neuron]], "its column of the down projection at 0")
+        without = self._without(layer, self.subject.architecture.family.mlp_out, inputs=slice(neuron, neuron + 1))
+        return self._zeroed(
+            Node(Granularity.MLP_NEURON, layer, neuron), without, "its column of the down projection at 0"
+        )
 
     def one_out_dim(self) -> CheckResult:
         """One out dim of an MLP ablated by zero."""
         layer, dim = 0, self.space.width // 2
-        projection = self.subject.architecture.family.mlp_out
-        rows = [self._weight(layer, projection)[dim]]
-        if "mlp_out" in self.space.biases:
-            rows.append(
-                self.subject.architecture.projection(layer, projection).get_parameter("bias").data[dim : dim + 1]
-            )
-        return self._zeroed(Node(Granularity.MLP_OUT_DIM, layer, dim), rows, "its row of the down projection at 0")
+        without = self._without(layer, self.subject.architecture.family.mlp_out, outputs=slice(dim, dim + 1))
+        return self._zeroed(Node(Granularity.MLP_OUT_DIM, layer, dim), without, "its row of the down projection at 0")
 
     def folding(self) -> CheckResult:
         """Block masks moved into the reads."""
@@ -171,28 +170,29 @@ class _Checks:
         finally:
             setattr(parent, name, blocks)
 
-    def _weight(self, layer: int, projection: Projection) -> Float[Tensor, "outputs inputs"]:
-        """A view of a projection's weight."""
+    def _without(
+        self, layer: int, projection: Projection, inputs: slice = slice(None), outputs: slice = slice(None)
+    ) -> Narrowed:
+        """A projection with the weights from some inputs to some outputs at 0; biases of the outputs too, unless all are."""
         module = self.subject.architecture.projection(layer, projection)
-        weight = module.get_parameter("weight").data
-        return weight.T if is_input_major(module) else weight
+        values = weight(module, "weight").to(self.subject.devices[layer], copy=True)
+        (values.T if is_input_major(module) else values)[outputs, inputs] = 0
+        changed = {"weight": values}
+        if has_bias(module) and outputs != slice(None):
+            changed["bias"] = weight(module, "bias").to(values.device, copy=True)
+            changed["bias"][outputs] = 0
+        return Narrowed(module, changed)
 
-    def _zeroed(self, node: Node, weights: list[Tensor], expectation: str) -> CheckResult:
-        """Mask one node under zero ablation; then, unmasked, set its weights to 0 for one forward pass."""
+    def _zeroed(self, node: Node, without: Narrowed, expectation: str) -> CheckResult:
+        """Mask one node under zero ablation; then, unmasked, run a projection without its weights."""
         mask = self.space.full()[node.granularity]
         mask[node.layer, node.index] = False
         zeros = {site: torch.zeros(1, device=self.subject.device) for site in self.baselines}
         site_masks = self.space.compose({node.granularity: mask.to(self.subject.device)})
         with masked(self.subject, site_masks, zeros):
             logits = self._logits(self.clean)
-        saved = [weight.clone() for weight in weights]
-        try:
-            for weight in weights:
-                weight.zero_()
+        with without.in_force():
             expected = self._logits(self.clean)
-        finally:
-            for weight, values in zip(weights, saved, strict=True):
-                weight.copy_(values)
         return self._result(f"{node} ablated by zero", expectation, logits, expected)
 
     def _result(

@@ -1,6 +1,7 @@
 """A model under study, and the states that it is put into while it is studied."""
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from circuitsieve.architectures import Architecture, architecture_of
 from circuitsieve.errors import ModelError, UnsupportedModel
 from circuitsieve.narrow import CutProjection
 from circuitsieve.nodes import NodeSpace, node_space
+from circuitsieve.placement import device_of, is_dispatched, is_offloaded, refuse_wrapped
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,10 @@ class Subject:
         """Study a model.
 
         Raises:
-            UnsupportedModel: its family, quantisation or wrapper is not supported, or it is a compact model.
+            UnsupportedModel: its family, quantisation or wrapper is not supported, it is shared out among processes, or it is a
+                compact model.
         """
+        refuse_wrapped(model)
         architecture = architecture_of(model)
         if any(isinstance(module, CutProjection) for module in model.modules()):
             raise UnsupportedModel(
@@ -79,8 +83,23 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Where prompts go: the device of the input embeddings."""
-        return self.model.get_input_embeddings().get_parameter("weight").device
+        """Where prompts go and answer logits come back, and where masks are learned: where the input embeddings are computed."""
+        return device_of(self.model.get_input_embeddings())
+
+    @functools.cached_property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where each layer runs."""
+        return tuple(device_of(block) for block in self.architecture.blocks)
+
+    @property
+    def is_dispatched(self) -> bool:
+        """Whether accelerate moves activations or weights while the model runs."""
+        return is_dispatched(self.model)
+
+    @property
+    def is_offloaded(self) -> bool:
+        """Whether some weights have no values but while their module runs; also in the backward pass, which needs them again."""
+        return is_offloaded(self.model)
 
 
 def fitting(model: nn.Module, space: NodeSpace) -> Subject:
@@ -100,7 +119,8 @@ def fitting(model: nn.Module, space: NodeSpace) -> Subject:
 def frozen(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without parameter gradients; everything is as before afterwards."""
     training = {module: module.training for module in model.modules()}
-    requires_grad = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    # By name: a weight that is fetched while it is needed is another parameter each time.
+    requires_grad = {name: parameter.requires_grad for name, parameter in _all_parameters(model)}
     try:
         model.eval()
         model.requires_grad_(False)
@@ -108,8 +128,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for module, was in training.items():
             module.training = was
-        for parameter, wanted in requires_grad.items():
-            parameter.requires_grad_(wanted)
+        for name, parameter in _all_parameters(model):
+            parameter.requires_grad_(requires_grad[name])
+
+
+def _all_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return model.named_parameters(remove_duplicate=False)
 
 
 SHORT = 64

@@ -22,6 +22,7 @@ from circuitsieve.circuit import Circuit
 from circuitsieve.errors import ConfigError
 from circuitsieve.narrow import ConstantAttention, CutProjection, PartlyConstant
 from circuitsieve.nodes import WRITE_OF_READ, Activations
+from circuitsieve.placement import require_undispatched
 from circuitsieve.subject import Subject, fitting
 from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
 
@@ -38,11 +39,12 @@ def compact(model: nn.Module, circuit: Circuit) -> PreTrainedModel:
         with `save_compact`, load it with `load_model`.
 
     Raises:
-        UnsupportedModel: the model's family is not supported.
+        UnsupportedModel: the model's family is not supported, or it is dispatched over devices.
         ModelError: the circuit is one of a model with other nodes.
         ConfigError: the circuit's baselines are no constants, or it does not keep the embedding.
     """
     check_foldable(circuit)
+    require_undispatched(model, "compact")
     projections = {
         id(weight): weight
         for block in fitting(model, circuit.space).architecture.blocks

@@ -20,7 +20,7 @@ from circuitsieve.data import Pairs
 from circuitsieve.discovery import Discovery
 from circuitsieve.errors import ConfigError, RunError, shown
 from circuitsieve.evaluation import Summary, measure_circuits
-from circuitsieve.models import LoadedModel, load_model
+from circuitsieve.models import LoadedModel
 from circuitsieve.provenance import fingerprint, hash_of, records
 from circuitsieve.reporting import Reporter
 from circuitsieve.tracking import Tracked, tracker_of
@@ -104,7 +104,7 @@ def run_sweep(sweep: Sweep, reporter: Reporter) -> list[Point]:
     out = Path(sweep.job.out)
     tracker = tracker_of(sweep.job.track)
     _make_folders(out)
-    loaded = load_model(sweep.job.model, dtype=sweep.job.dtype, device=sweep.job.device, revision=sweep.job.revision)
+    loaded = sweep.job.load()
     weights = fingerprint(loaded.model)
     points: list[Point] = []
     for seed in sweep.seeds:

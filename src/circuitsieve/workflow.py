@@ -49,6 +49,18 @@ class Job:
     """Whether a run that was stopped in the folder is gone on with."""
     track: str | None = None
     """The experiment tracker that is told of it."""
+    max_memory: Mapping[str, str] = field(default_factory=dict)
+    """With the device `auto`: how much of the weights may go to each device."""
+
+    def load(self) -> LoadedModel:
+        """The model and its tokenizer.
+
+        Raises:
+            CircuitsieveError: what `load_model` raises.
+        """
+        return load_model(
+            self.model, dtype=self.dtype, device=self.device, revision=self.revision, max_memory=self.max_memory
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ def run(job: Job, reporter: Reporter) -> Finished:
 
 def _run(job: Job, folder: RunFolder, tracker: Tracker | None, reporter: Reporter) -> Finished:
     start = time.monotonic()
-    loaded = load_model(job.model, dtype=job.dtype, device=job.device, revision=job.revision)
+    loaded = job.load()
     pairs = usable_pairs(job, loaded, reporter)
     with tracked_run(tracker, job, loaded, pairs, reporter) as tracked:
         discovery = search(job, loaded, pairs, reporter, tracked.step, checkpoints=folder.checkpoints)
@@ -174,7 +186,7 @@ def plan(job: Job, reporter: Reporter) -> Plan:
         CircuitsieveError: whatever is wrong with the model or the data.
     """
     start = time.monotonic()
-    loaded = load_model(job.model, dtype=job.dtype, device=job.device, revision=job.revision)
+    loaded = job.load()
     pairs = usable_pairs(job, loaded, reporter)
     loading = time.monotonic() - start
     found = predict(loaded.model, pairs, job.config, _resident)
@@ -229,7 +241,12 @@ def _lasting(name: str, built_in: Collection[str]) -> str:
 
 def _about(job: Job) -> dict[str, dict[str, Any]]:
     return {
-        "model": {"name": _lasting(job.model, BUNDLED), "revision": job.revision, "device": job.device},
+        "model": {
+            "name": _lasting(job.model, BUNDLED),
+            "revision": job.revision,
+            "device": job.device,
+            "max_memory": dict(job.max_memory),
+        },
         "data": {
             "task": _lasting(job.task, tasks.names()),
             "asked": {split: getattr(job.data, split) for split in SPLITS},

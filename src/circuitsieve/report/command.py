@@ -26,6 +26,7 @@ def command(config: Mapping[str, Any]) -> str:
             ("dtype", model["dtype"], "float32"),
             ("device", model["device"], "cpu"),
             ("revision", model["revision"], None),
+            ("max_memory", model.get("max_memory", {}), {}),
             ("chat", data["chat"], None),
             ("task_option", data["options"], {}),
             ("column", data["columns"] or {}, {}),

@@ -37,6 +37,8 @@ def plan_table(plan: "Plan") -> RenderableType:
     notes = [f"{plan.kept:.0%} of the corrupted activations are kept between steps"]
     if plan.checkpointed:
         notes.append(f"{plan.checkpointed} layers are run again in the backward pass")
+    if plan.dispatched is not None:
+        notes.append(f"the model is dispatched over devices: {plan.dispatched}")
     return Group(table, "; ".join(notes))
 
 
