@@ -1,5 +1,7 @@
 """What a step takes: counted against a count of our own; and how the allowed memory is divided."""
 
+import gc
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,6 +51,20 @@ def test_what_steps_keep_grows_with_the_batch_and_is_counted_on_one_pair(family:
     assert found.baselines == sum(baseline.nbytes for baseline in reference.baselines.values())
     assert found.layer_input == PAIRS_A_BATCH * 7 * WIDTH * 4
     assert found.said == 2 * PAIRS_A_BATCH * VOCABULARY * 4
+
+
+def test_counting_keeps_nothing_alive() -> None:
+    """What autograd saves must not hold itself: no garbage collection sees that."""
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(item), Tensor) for item in gc.get_objects())
+
+    with frozen(shared("llama").model):
+        problem_of("llama")
+        before = tensors()
+        problem_of("llama")
+    assert tensors() == before
 
 
 def test_a_step_of_layers_run_again_keeps_their_inputs_and_one_of_them() -> None:
