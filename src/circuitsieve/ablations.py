@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from circuitsieve.data import Example, PairBatch
 from circuitsieve.instrument import answer_logits, record
 from circuitsieve.nodes import Activations
+from circuitsieve.parallel import ALONE, Processes
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, Site, SiteKind
 
@@ -70,7 +71,9 @@ def with_counterfactuals(examples: Iterable[Example], ablation: Ablation, seed: 
     return donated
 
 
-def constants(subject: Subject, batches: Iterable[PairBatch], ablation: Ablation) -> Activations | None:
+def constants(
+    subject: Subject, batches: Iterable[PairBatch], ablation: Ablation, processes: Processes = ALONE
+) -> Activations | None:
     """The constant baselines of every site, float32; None where the baseline is a run.
 
     `mean`: [n], over all tokens of the corrupted prompts, padding excluded. `mean_positional`: [positions + 1, n], over
@@ -87,13 +90,15 @@ def constants(subject: Subject, batches: Iterable[PairBatch], ablation: Ablation
     sums: dict[Site, Tensor] = {}
     tokens = torch.zeros(positions, dtype=torch.float64, device=subject.device)
     for batch in batches:
-        real = batch.real
+        real = batch.real[: batch.counted]
         tokens[: real.shape[1]] += real.sum(0)
         with torch.no_grad(), record(subject, sites) as activations:
             answer_logits(subject, batch.corrupted, batch.positions)
         for site, activation in activations.items():
-            total = torch.where(real[..., None].to(activation.device), activation.double(), 0.0).sum(0)
+            own = activation[: batch.counted].double()
+            total = torch.where(real[..., None].to(activation.device), own, 0.0).sum(0)
             sums.setdefault(site, total.new_zeros(positions, total.shape[1]))[: len(total)] += total
+    tokens, sums = processes.total(tokens), {site: processes.total(total) for site, total in sums.items()}
     means = {site: total.sum(0) / tokens.sum().to(total) for site, total in sums.items()}
     if ablation is not Ablation.MEAN_POSITIONAL:
         return {site: mean.float() for site, mean in means.items()}

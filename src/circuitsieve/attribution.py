@@ -50,8 +50,8 @@ def attribution(problem: Problem, on_look: OnLook = lambda *_: None) -> Ranking:
         for g, score in found.items():
             sums[g] += score.cpu()
         on_look(done, len(batches))
-    pairs = sum(map(len, batches))
-    means = {g: total / pairs for g, total in sums.items()}
+    pairs, processes = sum(batch.pairs for batch in batches), problem.train.processes
+    means = {g: processes.total(total) / pairs for g, total in sums.items()}
     return Ranking(problem.space, {g: m.abs() for g, m in means.items()} if config.score_sign == "absolute" else means)
 
 
@@ -88,7 +88,7 @@ def _gradients(problem: Problem, batch: PairBatch) -> Sums:
                 gain = -kl(log_probs(reference.full, candidates), log_probs(logits, candidates))
             else:
                 gain = logit_difference(logits, batch.targets)
-            gradients = torch.autograd.grad(gain.sum() / len(at), list(masks.values()))
+            gradients = torch.autograd.grad(gain[: batch.counted].sum() / len(at), list(masks.values()))
             found = dict(zip(masks, gradients, strict=True))
             sums = {g: sums[g] + gradient for g, gradient in found.items()} if sums else found
     return sums
@@ -107,7 +107,7 @@ def _differences(problem: Problem, batch: PairBatch) -> Sums:
     for site, baseline in reference.baselines.items():
         if (leaf := COMPOSITION[site.kind][-1]) in nodes:
             distance = (clean[site] - baseline.to(clean[site].device)).float().abs() * real.to(clean[site].device)
-            score = (distance.sum(1) / tokens.to(distance)).sum(0).cpu()
+            score = (distance.sum(1) / tokens.to(distance))[: batch.counted].sum(0).cpu()
             own = found[nodes[leaf]][site.layer]
             own += score.view(len(own), -1).sum(1)
     return found

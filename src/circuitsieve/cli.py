@@ -22,6 +22,7 @@ from circuitsieve.console import (
     set_up_libraries,
 )
 from circuitsieve.flags import JOB_FLAGS, JobFlags
+from circuitsieve.launching import is_helper, refuse_helpers
 from circuitsieve.progress import RichReporter
 
 if TYPE_CHECKING:
@@ -129,13 +130,17 @@ def _plan(job: "Job", *, as_json: bool) -> int:
 
 
 def _discover(job: "Job", *, as_json: bool) -> int:
+    from circuitsieve.parallel import of_torchrun
     from circuitsieve.publishing import write_report
-    from circuitsieve.workflow import finished_before, run
+    from circuitsieve.workflow import assist, finished_before, run
 
     if (before := finished_before(job)) is not None:
-        return _finish(before, job, as_json=as_json)
-    with RichReporter() as reporter:
-        finished = run(job, reporter)
+        return 0 if is_helper() else _finish(before, job, as_json=as_json)
+    with of_torchrun(job.device) as processes, RichReporter(quiet=not processes.is_first) as reporter:
+        if not processes.is_first:
+            assist(job, reporter, processes)
+            return 0
+        finished = run(job, reporter, processes)
         if finished.card is not None:
             write_report(finished.folder, finished.loaded, reporter)
     if finished.card is None:
@@ -277,6 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
     set_up_libraries()
     end_like_an_interrupt()
     with one_line_errors():
+        refuse_helpers(sys.argv[1:] if arguments is None else arguments)
         status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     sys.exit(status if isinstance(status, int) else 0)

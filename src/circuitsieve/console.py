@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,10 @@ from rich.console import Console
 from rich.text import Text
 
 from circuitsieve.errors import CircuitsieveError, RunError
+from circuitsieve.launching import is_helper
+
+PATIENCE = 5.0
+"""Seconds that a helping process leaves to the first one, which may have found the same; torchrun ends it meanwhile."""
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -58,11 +63,14 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (CircuitsieveError, CycloptsError) as error:
+        if is_helper():
+            time.sleep(PATIENCE)
         message = " ".join(str(error).split())
         print(f"circuitsieve: {message}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
-        print(f"circuitsieve: {str(interrupt) or 'interrupted'}", file=sys.stderr)  # noqa: T201
+        if not is_helper():
+            print(f"circuitsieve: {str(interrupt) or 'interrupted'}", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     except BrokenPipeError:  # whoever read our output, such as `head`, has gone: what is left of it goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,7 +9,8 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -62,6 +63,15 @@ class Pairs:
         return Counter(dropped.reason for dropped in self.dropped)
 
 
+class Portion(NamedTuple):
+    """Which pairs of a batch one of several processes has."""
+
+    first: int
+    counted: int
+    pairs: int
+    """Of the whole batch."""
+
+
 @dataclass(frozen=True, eq=False)
 class PairBatch:
     """Examples of similar length as tensors, padded on the right with token 0. Hashed by identity."""
@@ -73,6 +83,38 @@ class PairBatch:
     targets: Targets
     shared: int = 0
     """So many tokens stand at the beginning of both prompts of every pair; fewer than any prompt has."""
+    of: Portion | None = None
+    """Of which batch of several processes it is a portion."""
+
+    @property
+    def counted(self) -> int:
+        """So many of its pairs count, the first ones: all but a filler in a portion that would be empty."""
+        return len(self) if self.of is None else self.of.counted
+
+    @property
+    def pairs(self) -> int:
+        """Of the whole batch."""
+        return len(self) if self.of is None else self.of.pairs
+
+    def portion(self, rank: int, count: int) -> "PairBatch":
+        """What one of several processes runs of it: consecutive pairs, about as many for each.
+
+        A process without any takes the first, which does not count: all run the same number of passes.
+        """
+        rows = torch.arange(len(self)).tensor_split(count)[rank].tolist()
+        first, end = (rows[0], rows[-1] + 1) if rows else (0, 1)
+
+        def own(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[first:end]
+
+        return replace(
+            self,
+            clean=self.clean[first:end],
+            corrupted=self.corrupted[first:end],
+            positions=self.positions[first:end],
+            targets=Targets(*map(own, self.targets)),  # type: ignore[arg-type]
+            of=Portion(first, len(rows), len(self)),
+        )
 
     def __len__(self) -> int:
         return self.clean.shape[0]

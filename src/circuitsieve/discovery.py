@@ -16,6 +16,7 @@ from circuitsieve.attribution import attribution
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
+from circuitsieve.parallel import ALONE, Processes
 from circuitsieve.problem import Problem
 from circuitsieve.provenance import describe_model, describe_pairs, describe_run, records
 from circuitsieve.resuming import Checkpoints, identity_of
@@ -85,6 +86,7 @@ def discover(
     on_look: OnLook | None = None,
     checkpoints: str | Path | None = None,
     on_warning: Callable[[str], None] = lambda _: None,
+    distributed: bool = False,
 ) -> Discovery:
     """Find the smallest circuit that does what the pairs show.
 
@@ -97,6 +99,9 @@ def discover(
         checkpoints: a folder where the state of the search is kept every few steps. A search that finds its own state
             there goes on from it, and ends as if it had never been stopped. Its caller removes it.
         on_warning: is told of damaged checkpoints.
+        distributed: whether all processes of torch.distributed's default group share the search. Each calls this with the
+            same arguments, runs its portion of every batch, and returns the same; the first keeps the checkpoints. An
+            interrupt ends it without a result.
 
     Returns:
         The circuit, the ranking it was cut from and the history. An interrupt (Ctrl-C) ends the search early and still
@@ -106,12 +111,14 @@ def discover(
         UnsupportedModel: the model's family is not supported.
         HookNotFired: the model does not run a module that the table names.
         DataError: the model cannot read a pair, or a faithfulness is asked for that means nothing on these pairs.
+        ConfigError: the search is to be shared, and there is no process group.
         RunError: checkpoints cannot be written, or those in the folder are of another search.
     """
+    processes = Processes.of_group() if distributed else ALONE
     with frozen(model):
         subject = Subject.of(model)
         provenance = describe_model(subject.model)
-        problem = Problem.of(subject, pairs, config)
+        problem = Problem.of(subject, pairs, config, processes)
         kept = (
             None if checkpoints is None else Checkpoints(checkpoints, _identity(config, pairs, provenance), on_warning)
         )
@@ -122,6 +129,7 @@ def discover(
             check = final_cut(training.problem_now(), ranking, best, steps, quick=interrupted)
         else:
             check = final_cut(problem, attribution(problem, training.on_look), None, config.steps)
+    provenance["model"]["processes"] = processes.count
     provenance["model"]["trained_in"] = str(problem.train.subject.model.dtype).removeprefix("torch.")
     return Discovery(
         circuit=check.circuit,

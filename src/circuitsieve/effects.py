@@ -10,7 +10,7 @@ negative, lowest for nodes that do harm on every pair, and highest for those tha
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsieve.data import PairBatch
@@ -46,10 +46,11 @@ def effects(problem: Problem, batches: Sequence[PairBatch], draw: Callable[[], M
     sums: dict[Granularity, Tensor] = {}
     for batch in batches:
         for granularity, gradient in _gradients(problem, batch, draw(), generator).items():
-            both = torch.stack([gradient.square().sum(1), gradient.sum(1)])
+            own = gradient[:, : batch.counted]
+            both = torch.stack([own.square().sum(1), own.sum(1)])
             sums[granularity] = sums[granularity] + both if granularity in sums else both
-    pairs = sum(map(len, batches))
-    means = {granularity: (total / pairs).unbind() for granularity, total in sums.items()}
+    pairs, total = sum(batch.pairs for batch in batches), problem.train.processes.total
+    means = {granularity: (total(both) / pairs).unbind() for granularity, both in sums.items()}
     return {g: (square.sqrt() + mean).clamp_min(0).float() for g, (square, mean) in means.items()}
 
 
@@ -83,11 +84,20 @@ def _gradients(
         reference = problem.train.references(batch)
         logits = problem.train.logits(problem.site_masks(each), batch, reference, last=True)
         full = log_probs(reference.full, candidates).exp()
-        tokens = torch.multinomial(full.cpu(), 1, generator=generator).to(logits.device)
+        tokens = _drawn(full.cpu(), batch, generator).to(logits.device)
         said = log_probs(logits, candidates).gather(1, tokens).sum()
         gradients = dict(zip(each, torch.autograd.grad(said, list(each.values())), strict=True))
     doubled = {leaf: gradient.double().squeeze(2) for leaf, gradient in gradients.items()}
     return by_node(problem.space, problem.granularities, doubled)
+
+
+def _drawn(
+    probabilities: Float[Tensor, "batch n"], batch: PairBatch, generator: torch.Generator
+) -> Int[Tensor, "batch 1"]:
+    """A token of each pair, as `torch.multinomial` draws it; the same for a pair whichever process has it."""
+    noise = torch.empty(batch.pairs, probabilities.shape[1]).exponential_(generator=generator)
+    first = 0 if batch.of is None else batch.of.first
+    return (probabilities / noise[first : first + len(batch)]).argmax(-1, keepdim=True)
 
 
 def by_node(

@@ -24,6 +24,7 @@ from circuitsieve.lean import Lean
 from circuitsieve.masks import BoolMasks, Masks
 from circuitsieve.nodes import COMPOSITION, Activations, NodeSpace, SiteMasks
 from circuitsieve.objective import kl, log_probs, logit_difference, metric
+from circuitsieve.parallel import ALONE, Processes
 from circuitsieve.placement import whereabouts
 from circuitsieve.references import Reference, References
 from circuitsieve.screening import check_fit
@@ -50,6 +51,8 @@ class Bench:
     """So many layers are run again in the backward pass."""
     size_by: str = "units"
     """How circuits are sized."""
+    processes: Processes = ALONE
+    """Those that share the batches."""
 
     def logits(
         self,
@@ -83,7 +86,7 @@ class Bench:
     def signals(
         self, logits: Float[Tensor, "batch vocab"], batch: PairBatch, reference: Reference, size: Float[Tensor, ""]
     ) -> Signals:
-        """What the budget looks at, from one batch of answer logits and the size of the masks.
+        """What the budget looks at, from one batch of answer logits and the size of the masks: means over all its pairs.
 
         While constants are learned (`--ablation optimal`), the empty circuit of the training pairs is the one with the means
         that they start at; the controller corrects what that changes by the checks on validation pairs.
@@ -92,13 +95,10 @@ class Bench:
         empty = reference.empty.metric
         candidates = batch.targets.candidates
         right, expected = (logit_difference(values, batch.targets) > 0 for values in (logits, reference.full))
-        return Signals(
-            kl=kl(log_probs(reference.full, candidates), log_probs(logits, candidates)).mean(),
-            gained=(circuit - empty).mean(),
-            reachable=(full - empty).mean(),
-            accuracy_drop=(expected.float() - right.float()).mean(),
-            size=size,
-        )
+        divergence = kl(log_probs(reference.full, candidates), log_probs(logits, candidates))
+        drops = expected.float() - right.float()
+        means = self.processes.means([divergence, circuit - empty, full - empty, drops], batch)
+        return Signals(*(*means, size))
 
     @torch.no_grad()
     def measure(self, circuit: Circuit, batches: Sequence[PairBatch] | None = None) -> Signals:
@@ -109,8 +109,8 @@ class Bench:
         for batch in self.batches if batches is None else batches:
             reference = self.references(batch)
             signals = self.signals(self.logits(circuit.site_masks(), batch, reference), batch, reference, size)
-            weighted.append(torch.stack(signals) * len(batch))
-            pairs += len(batch)
+            weighted.append(torch.stack(signals) * batch.pairs)
+            pairs += batch.pairs
         return Signals(*(torch.stack(weighted).sum(0) / pairs).unbind())
 
 
@@ -129,7 +129,7 @@ class Problem:
     """Of a training step."""
 
     @classmethod
-    def of(cls, subject: Subject, pairs: Pairs, config: DiscoveryConfig) -> "Problem":
+    def of(cls, subject: Subject, pairs: Pairs, config: DiscoveryConfig, processes: Processes = ALONE) -> "Problem":
         """Prepare a discovery. Batches are formed once; references are computed when first needed.
 
         Raises:
@@ -139,15 +139,17 @@ class Problem:
         ablation = Ablation(config.ablation)
         check_fit(subject.model, (*pairs.train, *pairs.validation))
         train, validation = (
-            batches(
-                ablations.with_counterfactuals(pairs.split(split), ablation, config.seed),
-                config.batch_size,
-                device=subject.device,
-                seed=config.seed,
+            processes.portions(
+                batches(
+                    ablations.with_counterfactuals(pairs.split(split), ablation, config.seed),
+                    config.batch_size,
+                    device=subject.device,
+                    seed=config.seed,
+                )
             )
             for split in ("train", "validation")
         )
-        constants = ablations.constants(subject, train, ablation)
+        constants = ablations.constants(subject, train, ablation, processes)
 
         def references(on: Subject) -> References:
             return References(on, ablation, constants=constants, kinds=_kinds(subject.space, config))
@@ -164,8 +166,8 @@ class Problem:
         problem = cls(
             subject,
             config,
-            Bench(learner, learning, train, division.checkpointed),
-            Bench(subject, judging, validation, size_by=config.size_by),
+            Bench(learner, learning, train, division.checkpointed, processes=processes),
+            Bench(subject, judging, validation, size_by=config.size_by, processes=processes),
             constants,
             footprint,
         )

@@ -21,8 +21,8 @@ from circuitsieve.config import DiscoveryConfig
 class RichReporter:
     """Shows a workflow on stderr; a context manager, so that the bars end with it."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),  # so that all of it fits 80 columns

@@ -107,7 +107,7 @@ def _glance(problem: Problem, ranking: Ranking, size: float, step: int, batches:
         return check
     if not 1 / CLEAR < check.load < CLEAR:
         return replace(check, at_a_glance=True)
-    share = sum(map(len, few)) / sum(map(len, batches))
+    share = sum(batch.pairs for batch in few) / sum(batch.pairs for batch in batches)
     others = problem.validation.measure(circuit, rest)
     pooled = Signals(*(torch.lerp(b, a, share) for a, b in zip(signals, others, strict=True)))
     return _checked(problem, circuit, ranking, step, pooled)

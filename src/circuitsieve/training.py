@@ -71,6 +71,7 @@ class Training:
             checkpoints: where the state is kept, and gone on from where there is one.
         """
         self.problem, self.on_step, self.on_look, self.checkpoints = problem, on_step, on_look, checkpoints
+        self.processes = problem.train.processes
         self.constants: OptimalConstants | None = None
         self.constants_optimizer: Optimizer | None = None
         if problem.ablation is Ablation.OPTIMAL and problem.constants is not None:
@@ -92,6 +93,7 @@ class Training:
     def run(self) -> bool:
         """Train until every phase has settled or had its steps; True if the user interrupted it."""
         state = self.checkpoints.latest() if self.checkpoints is not None else None
+        self.processes.wait()  # before the first of them writes another
         try:
             if state is None:
                 self.begin(first_phase(self.problem))
@@ -110,6 +112,8 @@ class Training:
                 else:
                     self.begin(following)
         except KeyboardInterrupt:
+            if self.processes.count > 1:  # the others cannot know, and the circuit so far is to be tried by all
+                raise
             return True
         return False
 
@@ -147,7 +151,7 @@ class Training:
         self.optimizer = torch.optim.Adam(phase.learned.parameters(), betas=ADAM_BETAS, eps=ADAM_EPS)
 
     def _keep(self) -> None:
-        if self.checkpoints is not None:
+        if self.checkpoints is not None and self.processes.is_first:
             self.checkpoints.keep(len(self.history), self.state())
 
     def _train(self, batches: Iterator[tuple[PairBatch, bool]], start: float) -> None:
@@ -189,7 +193,8 @@ class Training:
             signals = self.problem.train.signals(logits, batch, reference, self.problem.drawn_size(masks))
             loss, margin = signals.kl, self.problem.config.hinge
             if margin is not None:
-                loss = loss + hinge(logit_difference(logits, batch.targets), margin).mean()
+                (short,) = self.processes.means([hinge(logit_difference(logits, batch.targets), margin)], batch)
+                loss = loss + short
             objective, facts = self.phase.objective(step, loss, masks)
             self._descend(step, objective)
         measured = Signals(*(signal.detach() for signal in signals))
@@ -198,9 +203,11 @@ class Training:
 
     def _descend(self, step: int, objective: Tensor) -> None:
         optimizers = [self.optimizer] + ([self.constants_optimizer] if self.constants_optimizer else [])
+        learned = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         for optimizer in optimizers:
             optimizer.zero_grad()
         torch.autograd.backward(objective)
+        self.processes.average_gradients(learned)
         torch.nn.utils.clip_grad_norm_(self.phase.learned.parameters(), self.phase.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.phase.learning_rate(step)

@@ -21,6 +21,7 @@ from circuitsieve.judging import with_run_facts
 from circuitsieve.loaders import TaskOptions, load_task
 from circuitsieve.models import BUNDLED, LoadedModel, load_model
 from circuitsieve.pairs import SPLITS
+from circuitsieve.parallel import ALONE, Processes
 from circuitsieve.plan import Plan, predict
 from circuitsieve.provenance import describe_model, describe_run
 from circuitsieve.reporting import Reporter
@@ -73,8 +74,10 @@ class Finished:
     card: Card | None
 
 
-def run(job: Job, reporter: Reporter) -> Finished:
+def run(job: Job, reporter: Reporter, processes: Processes = ALONE) -> Finished:
     """Discover a circuit, save it, evaluate it on the test pairs.
+
+    Where several processes share the search, this is for the first of them; the others `assist`.
 
     Raises:
         CircuitsieveError: whatever is wrong with the model, the data or the folder.
@@ -84,15 +87,30 @@ def run(job: Job, reporter: Reporter) -> Finished:
     with folder.locked():
         if not job.resume:
             folder.forget_checkpoints()
-        return _run(job, folder, tracker, reporter)
+        processes.wait()  # until then the others do not look into the folder
+        return _run(job, folder, tracker, reporter, distributed=processes.count > 1)
 
 
-def _run(job: Job, folder: RunFolder, tracker: Tracker | None, reporter: Reporter) -> Finished:
+def assist(job: Job, reporter: Reporter, processes: Processes) -> None:
+    """Share the search of the first process, which writes and evaluates what is found.
+
+    Raises:
+        CircuitsieveError: whatever is wrong with the model or the data.
+    """
+    processes.wait()
+    loaded = job.load()
+    pairs = usable_pairs(job, loaded, reporter)
+    search(job, loaded, pairs, reporter, checkpoints=RunFolder(Path(job.out)).checkpoints, distributed=True)
+
+
+def _run(job: Job, folder: RunFolder, tracker: Tracker | None, reporter: Reporter, *, distributed: bool) -> Finished:
     start = time.monotonic()
     loaded = job.load()
     pairs = usable_pairs(job, loaded, reporter)
     with tracked_run(tracker, job, loaded, pairs, reporter) as tracked:
-        discovery = search(job, loaded, pairs, reporter, tracked.step, checkpoints=folder.checkpoints)
+        discovery = search(
+            job, loaded, pairs, reporter, tracked.step, checkpoints=folder.checkpoints, distributed=distributed
+        )
         discovery.write(folder, _about(job))
         tracked.conclude(found_by(discovery))
         if discovery.interrupted:
@@ -151,6 +169,8 @@ def search(
     reporter: Reporter,
     on_step: OnStep = lambda _: None,
     checkpoints: Path | None = None,
+    *,
+    distributed: bool = False,
 ) -> Discovery:
     """Discover a circuit and show how it goes; nothing is written but checkpoints, where a folder for them is given.
 
@@ -172,6 +192,7 @@ def search(
         on_look=reporter.look,
         checkpoints=checkpoints,
         on_warning=reporter.warn,
+        distributed=distributed,
     )
     made = len(found.history)
     if Method(job.config.method).learns and made < job.config.steps and not found.interrupted:
