@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from circuitsieve.errors import CircuitsieveError, RunError
+from circuitsieve.exhaustion import exhaustion_named
 from circuitsieve.launching import is_helper
 
 PATIENCE = 5.0
@@ -61,7 +62,8 @@ def damage_named(run: str, files: str = "circuit.json or card.json") -> Iterator
 def one_line_errors() -> Iterator[None]:
     """Turn what a user can cause into one line on stderr and exit status 2."""
     try:
-        yield
+        with exhaustion_named("more of it; give a smaller --memory or --batch-size, or --dtype bfloat16"):
+            yield
     except (CircuitsieveError, CycloptsError) as error:
         if is_helper():
             time.sleep(PATIENCE)

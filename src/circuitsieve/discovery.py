@@ -16,6 +16,8 @@ from circuitsieve.attribution import attribution
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
+from circuitsieve.exhaustion import exhaustion_named
+from circuitsieve.footprint import needs
 from circuitsieve.parallel import ALONE, Processes
 from circuitsieve.problem import Problem
 from circuitsieve.provenance import describe_model, describe_pairs, describe_run, records
@@ -42,6 +44,8 @@ class Discovery:
     provenance: dict[str, Any] = field(repr=False)
     """The model's family, weights and the versions of the libraries."""
     interrupted: bool = False
+    failure: str | None = None
+    """Why the search ended before its time; the circuit is that of its last good checkpoint."""
 
     @property
     def budget_met(self) -> bool | None:
@@ -87,6 +91,7 @@ def discover(
     checkpoints: str | Path | None = None,
     on_warning: Callable[[str], None] = lambda _: None,
     distributed: bool = False,
+    go_on: bool = True,
 ) -> Discovery:
     """Find the smallest circuit that does what the pairs show.
 
@@ -102,6 +107,7 @@ def discover(
         distributed: whether all processes of torch.distributed's default group share the search. Each calls this with the
             same arguments, runs its portion of every batch, and returns the same; the first keeps the checkpoints. An
             interrupt ends it without a result.
+        go_on: whether the search goes on from its last checkpoint; if not, what it had come to there is returned.
 
     Returns:
         The circuit, the ranking it was cut from and the history. An interrupt (Ctrl-C) ends the search early and still
@@ -112,7 +118,8 @@ def discover(
         HookNotFired: the model does not run a module that the table names.
         DataError: the model cannot read a pair, or a faithfulness is asked for that means nothing on these pairs.
         ConfigError: the search is to be shared, and there is no process group.
-        RunError: checkpoints cannot be written, or those in the folder are of another search.
+        Diverged: a loss or a gradient is not finite; the checkpoints are still good.
+        RunError: checkpoints cannot be written, or those in the folder are of another search, or memory ran out.
     """
     processes = Processes.of_group() if distributed else ALONE
     with frozen(model):
@@ -123,12 +130,8 @@ def discover(
             None if checkpoints is None else Checkpoints(checkpoints, _identity(config, pairs, provenance), on_warning)
         )
         training = Training(problem, on_step or (lambda _: None), on_look or (lambda *_: None), kept)
-        interrupted = Method(config.method).learns and training.run()
-        if Method(config.method).learns:
-            ranking, best, steps = training.phase.ranking(), training.checks.best, len(training.history)
-            check = final_cut(training.problem_now(), ranking, best, steps, quick=interrupted)
-        else:
-            check = final_cut(problem, attribution(problem, training.on_look), None, config.steps)
+        with exhaustion_named(needs(problem.footprint, config)):
+            check, interrupted = _found(training, go_on=go_on)
     provenance["model"]["processes"] = processes.count
     provenance["model"]["trained_in"] = str(problem.train.subject.model.dtype).removeprefix("torch.")
     return Discovery(
@@ -141,6 +144,16 @@ def discover(
         provenance=provenance,
         interrupted=interrupted,
     )
+
+
+def _found(training: Training, *, go_on: bool) -> tuple[Check, bool]:
+    """The circuit that is chosen in the end, and whether the search was interrupted."""
+    problem = training.problem
+    if not Method(problem.config.method).learns:
+        return final_cut(problem, attribution(problem, training.on_look), None, problem.config.steps), False
+    interrupted = training.run() if go_on else training.recall()
+    ranking, best, steps = training.phase.ranking(), training.checks.best, len(training.history)
+    return final_cut(training.problem_now(), ranking, best, steps, quick=interrupted), interrupted
 
 
 def _identity(config: DiscoveryConfig, pairs: Pairs, provenance: Mapping[str, Any]) -> str:

@@ -4,7 +4,8 @@
     ├── ConfigError           a setting is unknown, malformed or contradicts another
     ├── ModelError            a model cannot be found, read or instrumented
     │   ├── UnsupportedModel  its family, its quantisation or its wrapper is not supported
-    │   └── HookNotFired      a site never saw an activation
+    │   ├── HookNotFired      a site never saw an activation
+    │   └── Diverged          a loss or a gradient is not finite
     ├── DataError             pairs are unreadable or unusable
     └── RunError              a run folder is missing, damaged, locked or would be overwritten
 
@@ -42,6 +43,10 @@ class UnsupportedModel(ModelError):
 
 class HookNotFired(ModelError):
     """A site never saw an activation, so masking it would have silently done nothing."""
+
+
+class Diverged(ModelError):
+    """A loss or a gradient is infinite or not a number."""
 
 
 class DataError(CircuitsieveError):

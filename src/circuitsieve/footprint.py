@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import PairBatch
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.nodes import SiteMasks
@@ -47,6 +48,15 @@ class Footprint:
 def narrowest(dtype: torch.dtype) -> torch.dtype:
     """What corrupted activations are kept in where memory is so short that layers are run again: bfloat16 for float32."""
     return torch.bfloat16 if dtype == torch.float32 else dtype
+
+
+def needs(footprint: Footprint, config: DiscoveryConfig) -> str:
+    """What a search needs beside the model, and what would need less, in words."""
+    whole, least = (f"{footprint.step(n) / 1e9:.2g} GB" for n in (0, footprint.layers))
+    return (
+        f"{config.memory} beside the model (--memory; of it a step of {config.batch_size} pairs takes {whole}, and {least} with "
+        "all layers run again); give a smaller --memory, --checkpointing all, a smaller --batch-size or --dtype bfloat16"
+    )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from circuitsieve.ablations import OptimalConstants
 from circuitsieve.control import Signals
 from circuitsieve.data import PairBatch
-from circuitsieve.errors import ModelError
+from circuitsieve.errors import Diverged, RunError
 from circuitsieve.itinerary import journey
 from circuitsieve.objective import hinge, logit_difference
 from circuitsieve.phase import Phase
@@ -89,6 +89,18 @@ class Training:
     def problem_now(self) -> Problem:
         """The problem with the constants learned so far, where any are learned."""
         return self.problem if self.constants is None else self.problem.with_constants(self.constants.now())
+
+    def recall(self) -> bool:
+        """Go back to the last checkpoint, without going on; whether the search had not ended there.
+
+        Raises:
+            RunError: there is none.
+        """
+        state = self.checkpoints.latest() if self.checkpoints is not None else None
+        if state is None:
+            raise RunError("checkpoints: found none, expected one that a search has left")
+        self.restore(state)
+        return not self.over
 
     def run(self) -> bool:
         """Train until every phase has settled or had its steps; True if the user interrupted it."""
@@ -196,23 +208,26 @@ class Training:
                 (short,) = self.processes.means([hinge(logit_difference(logits, batch.targets), margin)], batch)
                 loss = loss + short
             objective, facts = self.phase.objective(step, loss, masks)
-            self._descend(step, objective)
+            gradient = self._descend(step, objective)
         measured = Signals(*(signal.detach() for signal in signals))
         seen = {"kl": measured.kl, "accuracy_drop": measured.accuracy_drop, "drawn_size": measured.size}
+        seen["gradient_norm"] = gradient
         return {**seen, **facts, **self.phase.after(step, measured)}
 
-    def _descend(self, step: int, objective: Tensor) -> None:
+    def _descend(self, step: int, objective: Tensor) -> Tensor:
+        """Make the step; the norm of the gradient."""
         optimizers = [self.optimizer] + ([self.constants_optimizer] if self.constants_optimizer else [])
         learned = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         for optimizer in optimizers:
             optimizer.zero_grad()
         torch.autograd.backward(objective)
         self.processes.average_gradients(learned)
-        torch.nn.utils.clip_grad_norm_(self.phase.learned.parameters(), self.phase.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.phase.learned.parameters(), self.phase.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.phase.learning_rate(step)
         for optimizer in optimizers:
             optimizer.step()
+        return norm.detach()
 
     def _settled(self, settling: Settling, entry: Mapping[str, int | float]) -> bool:
         """Whether the phase gains no more after a step."""
@@ -232,11 +247,14 @@ def _numbers(measured: Mapping[str, Tensor], step: int) -> dict[str, int | float
     """Plain numbers of a step: here alone the loop waits for the device.
 
     Raises:
-        ModelError: the loss is not finite.
+        Diverged: the loss or its gradient is not finite.
     """
     values = dict(zip(measured, torch.stack(list(measured.values())).tolist(), strict=True))
-    if not math.isfinite(values["kl"]):
-        raise ModelError(
-            f"step {step}: found a KL of {values['kl']}, expected a finite one; the model's logits overflow (try another dtype)"
-        )
+    for name, what in (("kl", "a KL"), ("gradient_norm", "a gradient")):
+        if not math.isfinite(values[name]):
+            raise Diverged(
+                f"step {step}: found {what} of {values[name]}, expected a finite one; the model overflows in its precision: try "
+                "--dtype float32 or --training-dtype model"
+            )
+    del values["gradient_norm"]
     return values

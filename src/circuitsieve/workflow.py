@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from circuitsieve import tasks
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
 from circuitsieve.discovery import Discovery, discover
-from circuitsieve.errors import RunError
+from circuitsieve.errors import Diverged, RunError
 from circuitsieve.evaluation import Card, evaluate
 from circuitsieve.judging import with_run_facts
 from circuitsieve.loaders import TaskOptions, load_task
@@ -113,6 +114,11 @@ def _run(job: Job, folder: RunFolder, tracker: Tracker | None, reporter: Reporte
         )
         discovery.write(folder, _about(job))
         tracked.conclude(found_by(discovery))
+        if discovery.failure is not None:
+            raise Diverged(
+                f"{discovery.failure}; the circuit of the first {len(discovery.history)} steps lies in {job.out}: see it with "
+                f"`circuitsieve evaluate {job.out}`"
+            )
         if discovery.interrupted:
             return Finished(folder, loaded, discovery, None)
         folder.forget_checkpoints()
@@ -184,7 +190,8 @@ def search(
         reporter.step(entry, job.config)
         on_step(entry)
 
-    found = discover(
+    find = partial(
+        discover,
         loaded.model,
         pairs,
         job.config,
@@ -194,6 +201,12 @@ def search(
         on_warning=reporter.warn,
         distributed=distributed,
     )
+    try:
+        found = find()
+    except Diverged as error:
+        if checkpoints is None:
+            raise
+        found = replace(find(go_on=False), interrupted=True, failure=str(error))
     made = len(found.history)
     if Method(job.config.method).learns and made < job.config.steps and not found.interrupted:
         reporter.say(f"settled after {made} of {job.config.steps} steps")

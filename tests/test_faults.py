@@ -1,0 +1,154 @@
+"""What goes wrong in the middle of a search: losses that are not finite, memory that is not there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from circuitsieve import DiscoveryConfig, discover
+from circuitsieve.errors import Diverged
+from circuitsieve.exhaustion import is_exhaustion
+from circuitsieve.problem import Bench
+from circuitsieve.runs import RunFolder
+from circuitsieve.training import Training
+from tiny import name_pairs, tiny_folder, tiny_loaded, tiny_pairs, write_jsonl
+from tiny_cli import call, complaint
+
+STEPS, FAILING = 60, 40
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[object]:
+    tiny_folder(tmp_path / "model")
+    write_jsonl(tmp_path / "pairs.jsonl", name_pairs(40))
+    said = ["--model", tmp_path / "model", "--task", tmp_path / "pairs.jsonl", "--early-stopping", "off"]
+    return ["discover", *said, "--steps", STEPS, "--batch-size", 5, "--out", tmp_path / "run"]
+
+
+def broken_loss(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """The loss of one training step, and with it all of its gradients, is not finite."""
+    step = Training.step
+
+    def broken(self: Training, number: int, *rest: object) -> dict[str, torch.Tensor]:
+        if len(self.history) != FAILING:
+            return step(self, number, *rest)  # type: ignore[arg-type]
+        signals = Bench.signals
+
+        def overflowing(*arguments: object) -> object:
+            found = signals(*arguments)  # type: ignore[arg-type]
+            return found._replace(kl=found.kl * value)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Bench, "signals", overflowing)
+            return step(self, number, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Training, "step", broken)
+
+
+def broken_gradient(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """The loss stays finite."""
+    backward, calls = torch.autograd.backward, iter(range(STEPS))
+
+    def overflowing(objective: torch.Tensor) -> None:
+        backward(objective if next(calls) != FAILING else objective * value)
+
+    monkeypatch.setattr("torch.autograd.backward", overflowing)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("breaks", "what"), [(broken_loss, "a KL"), (broken_gradient, "a gradient")])
+@pytest.mark.parametrize("method", ["nested", "hard_concrete"])
+def test_a_search_that_diverges_leaves_its_last_good_circuit(
+    words: list[object],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    breaks: object,
+    what: str,
+    method: str,
+    value: float,
+) -> None:
+    with monkeypatch.context() as patch:
+        breaks(patch, value)  # type: ignore[operator]
+        output = call(capsys, *words, "--method", method)
+    assert (output.status, output.out) == (2, "")
+    (said,) = [line for line in output.err.splitlines() if line.startswith("circuitsieve: ")]
+    assert said.startswith(f"circuitsieve: step {FAILING}: found {what} of ")
+    folder = RunFolder.open(tmp_path / "run")
+    history = [json.loads(line) for line in (folder.path / "history.jsonl").read_text().splitlines()]
+    good = len(history)
+    assert FAILING - 25 < good < FAILING
+    assert f"the circuit of the first {good} steps lies in {tmp_path / 'run'}" in said
+    assert all(torch.isfinite(torch.tensor(list(entry.values()))).all() for entry in history)
+    _, ranking = folder.read_circuit()
+    assert ranking is not None
+    assert all(torch.isfinite(scores).all() for scores in ranking.scores.values())
+    assert call(capsys, "evaluate", tmp_path / "run").status == 0
+    assert call(capsys, *words, "--method", method, "--resume").status == 0  # it goes on, if it was but a passing fault
+    assert len((folder.path / "history.jsonl").read_text().splitlines()) == STEPS
+
+
+def test_without_checkpoints_divergence_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_loss(monkeypatch, float("nan"))
+    with pytest.raises(Diverged, match=f"step {FAILING}: found a KL of nan, expected a finite one"):
+        discover(tiny_loaded().model, tiny_pairs(), DiscoveryConfig(steps=STEPS, batch_size=5, early_stopping="off"))
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_memory_that_runs_out_is_told_from_other_failures() -> None:
+    with pytest.raises(RuntimeError) as too_much:
+        torch.empty(1 << 55)
+    assert is_exhaustion(too_much.value)
+    assert is_exhaustion(MemoryError())
+    assert is_exhaustion(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."))
+    with pytest.raises(RuntimeError) as other:
+        torch.ones(2) @ torch.ones(3)
+    assert not is_exhaustion(other.value)
+
+
+def test_a_search_without_memory_says_what_would_need_less(
+    words: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Training, "step", lambda *_: torch.empty(1 << 55))
+    output = call(capsys, *words, "--memory", "3GB")
+    (said,) = [line for line in output.err.splitlines() if line.startswith("circuitsieve: ")]
+    assert output.status == 2
+    assert said.startswith(
+        "circuitsieve: memory: found none left, expected 3GB beside the model (--memory; of it a step of 5 "
+    )
+    assert "--checkpointing all, a smaller --batch-size" in said
+    assert not (tmp_path / "run" / "masks.safetensors").exists()
+
+
+def test_memory_that_runs_out_elsewhere_is_one_line(
+    words: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circuitsieve.workflow.load_model", lambda *_, **__: torch.empty(1 << 55))
+    assert complaint(capsys, *words).startswith("memory: found none left, expected more of it; give a smaller --memory")
+
+
+LIMITED = """
+import resource, sys
+from circuitsieve import cli
+import torch, transformers.models.gpt2.modeling_gpt2
+from circuitsieve import workflow, publishing
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (160 << 20),) * 2)
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space")
+def test_a_process_whose_memory_is_limited_ends_in_one_line(tmp_path: Path) -> None:
+    asked = ["--model", "demo", "--task", "ioi", "--train-pairs", 2048, "--batch-size", 2048, "--out", tmp_path / "run"]
+    command = [sys.executable, "-c", LIMITED, "discover", *asked]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("circuitsieve: ")]
+    assert said.startswith("circuitsieve: memory: found none left, expected ")
+    assert "Traceback" not in done.stderr
