@@ -124,7 +124,7 @@ def in_history(run: Path) -> list[tuple[int, dict[str, float]]]:
 def in_config(run: Path) -> dict[str, Any]:
     """What of config.json is known before the search."""
     config = read(run, "config.json")
-    del config["format_version"], config["model"]["trained_in"]
+    del config["format_version"], config["model"]["trained_in"], config["model"]["processes"]
     return config
 
 

@@ -5,7 +5,14 @@ from contextlib import contextmanager
 
 from circuitsieve.errors import RunError
 
-_SAID = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc", "Cannot allocate memory")
+_SAID = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "can't start new thread",
+)
 """By torch's allocators and the system: their exceptions are plain RuntimeErrors."""
 
 
