@@ -173,7 +173,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def complaint_of(action: Callable[[], object], *named: object) -> str | None:
+def assert_one_line_at_most(action: Callable[[], object], *named: object) -> str | None:
     """What an action complains about; it ends well or with one line that names one of these, and never otherwise."""
     try:
         action()

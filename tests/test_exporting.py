@@ -164,7 +164,7 @@ def exported(run: RunFolder, kind: str) -> Path:
     return out
 
 
-def same(found: nx.MultiDiGraph, expected: nx.MultiDiGraph) -> None:
+def assert_same(found: nx.MultiDiGraph, expected: nx.MultiDiGraph) -> None:
     assert isinstance(found, nx.MultiDiGraph)
     assert dict(found.nodes(data=True)) == dict(expected.nodes(data=True))
     assert sorted(found.edges(data=True, keys=True)) == sorted(expected.edges(data=True, keys=True))
@@ -174,12 +174,12 @@ def test_graphml_is_read_back(run: RunFolder, drawn: nx.MultiDiGraph) -> None:
     found = nx.read_graphml(exported(run, "graphml"))
     for _, _, data in found.edges(data=True):
         data.pop("id", None)
-    same(found, drawn)
+    assert_same(found, drawn)
     assert found.graph["ablation"] == "corrupted"
 
 
 def test_node_link_json_is_read_back(run: RunFolder, drawn: nx.MultiDiGraph) -> None:
-    same(nx.node_link_graph(json.loads(exported(run, "json").read_text()), edges="edges"), drawn)
+    assert_same(nx.node_link_graph(json.loads(exported(run, "json").read_text()), edges="edges"), drawn)
 
 
 def test_cytoscape_json_is_read_back(run: RunFolder, drawn: nx.MultiDiGraph) -> None:
@@ -188,7 +188,7 @@ def test_cytoscape_json_is_read_back(run: RunFolder, drawn: nx.MultiDiGraph) -> 
         assert [data.pop(key) for key in ("id", "name", "value")] == [name] * 3
     for source, target, key, data in found.edges(data=True, keys=True):
         assert [data.pop(name) for name in ("source", "target", "key")] == [source, target, key]
-    same(found, drawn)
+    assert_same(found, drawn)
 
 
 def test_tables_have_a_row_for_each_node_and_edge(run: RunFolder, drawn: nx.MultiDiGraph) -> None:

@@ -17,7 +17,7 @@ from circuitsieve.errors import ModelError, UnsupportedModel
 from circuitsieve.models import load_model
 from circuitsieve.surgery import compact
 from circuitsieve.vocabulary import Ablation
-from damage import complaint_of, contents, damaged, examples
+from damage import assert_one_line_at_most, contents, damaged, examples
 from tiny import tiny_folder, tiny_gpt2, word_tokenizer
 from tiny_cli import quiet_and_offline
 from tiny_runs import random_found
@@ -37,14 +37,14 @@ def smaller(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def load_damaged(folder: Path, name: str, data: st.DataObject) -> None:
+def assert_damage_is_named(folder: Path, name: str, data: st.DataObject) -> None:
     path = folder / name
     valid, content = path.read_bytes(), data.draw(damaged(path))
     path.write_bytes(content)
     before = contents(folder)
     try:
         with quiet_and_offline():
-            complaint_of(lambda: load_model(str(folder)), folder)
+            assert_one_line_at_most(lambda: load_model(str(folder)), folder)
         assert contents(folder) == before
     finally:
         path.write_bytes(valid)
@@ -54,14 +54,14 @@ def load_damaged(folder: Path, name: str, data: st.DataObject) -> None:
 @examples(25)
 @given(data=st.data())
 def test_damaged_checkpoints(stock: Path, name: str, data: st.DataObject):
-    load_damaged(stock, name, data)
+    assert_damage_is_named(stock, name, data)
 
 
 @pytest.mark.parametrize("name", [*FILES, ABOUT, NODES, WEIGHTS])
 @examples(20)
 @given(data=st.data())
 def test_damaged_compact_models(smaller: Path, name: str, data: st.DataObject):
-    load_damaged(smaller, name, data)
+    assert_damage_is_named(smaller, name, data)
 
 
 # --- made to do harm ----------------------------------------------------------------------------------------------------

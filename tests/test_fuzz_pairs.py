@@ -14,7 +14,7 @@ from circuitsieve.errors import DataError
 from circuitsieve.loaders import TaskOptions, load_task, load_texts
 from circuitsieve.pairs import SPLITS, TextSplits
 from circuitsieve.sources import LONGEST_LINE, read_pairs
-from damage import ODD_TEXTS, bytes_of, complaint_of, contents, examples, lines_of
+from damage import ODD_TEXTS, assert_one_line_at_most, bytes_of, contents, examples, lines_of
 from tiny import name_pairs, word_tokenizer, write_jsonl
 
 LISTS = ("answers", "wrong_answers")
@@ -47,7 +47,7 @@ def test_json_lines(jsonl: Path, data: st.DataObject):
     path = jsonl.with_name("damaged.jsonl")
     content = data.draw(lines_of(jsonl.read_bytes()))
     path.write_bytes(content)
-    complaint_of(lambda: load_task(str(path), TOKENIZER), path, "pairs: found")
+    assert_one_line_at_most(lambda: load_task(str(path), TOKENIZER), path, "pairs: found")
     assert path.read_bytes() == content
 
 
@@ -57,7 +57,7 @@ def test_tables(table: Path, data: st.DataObject):
     path = table.with_name("damaged.csv")
     quotes = st.binary(max_size=6).map(lambda end: table.read_bytes() + b'"' + end)
     path.write_bytes(data.draw(bytes_of(table.read_bytes()) | quotes))
-    complaint_of(lambda: load_task(str(path), TOKENIZER), path, "pairs: found")
+    assert_one_line_at_most(lambda: load_task(str(path), TOKENIZER), path, "pairs: found")
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])
@@ -72,7 +72,7 @@ def test_folders(jsonl: Path, table: Path, suffix: str, data: st.DataObject):
     for split in SPLITS:
         (folder / f"{split}.{suffix}").write_bytes(content if split == damaged_split else source.read_bytes())
     before = contents(folder)
-    complaint_of(lambda: load_task(str(folder), TOKENIZER), folder, "pairs: found")
+    assert_one_line_at_most(lambda: load_task(str(folder), TOKENIZER), folder, "pairs: found")
     assert contents(folder) == before
 
 
@@ -82,15 +82,15 @@ def test_texts_that_are_no_pairs_at_all(jsonl: Path, content: bytes):
     for name in ("odd.jsonl", "odd.csv"):
         path = jsonl.with_name(name)
         path.write_bytes(content)
-        assert complaint_of(lambda path=path: read_pairs(path), path) is not None
+        assert assert_one_line_at_most(lambda path=path: read_pairs(path), path) is not None
 
 
 def test_folders_in_the_place_of_files(tmp_path: Path):
     for name in ("pairs.jsonl", "pairs.csv"):
         (tmp_path / name).mkdir()
-        assert complaint_of(lambda name=name: read_pairs(tmp_path / name), tmp_path / name) is not None
+        assert assert_one_line_at_most(lambda name=name: read_pairs(tmp_path / name), tmp_path / name) is not None
     (tmp_path / "train.jsonl").mkdir()
-    assert complaint_of(lambda: load_texts(str(tmp_path), TOKENIZER), tmp_path) is not None
+    assert assert_one_line_at_most(lambda: load_texts(str(tmp_path), TOKENIZER), tmp_path) is not None
 
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.csv"])
@@ -118,7 +118,7 @@ def test_values_of_any_depth_are_complained_about(tmp_path: Path):
     row = json.loads(write_jsonl(path, name_pairs(1)).read_text())
     for depth in range(0, 1000, 7):
         path.write_text(json.dumps(row).replace(json.dumps(row["answers"]), "[" * depth + "]" * depth or "3"))
-        assert complaint_of(lambda: read_pairs(path), path) is not None
+        assert assert_one_line_at_most(lambda: read_pairs(path), path) is not None
 
 
 @examples(40)
@@ -141,7 +141,7 @@ def test_chat_templates_are_written_by_others(template: str):
     tokenizer = word_tokenizer()
     tokenizer.chat_template = template
     pairs = name_pairs(2)
-    complaint_of(
+    assert_one_line_at_most(
         lambda: in_chat_form(TextSplits(pairs, pairs, pairs), tokenizer, "Say: {prompt}"), "chat: ", "chat template"
     )
 
@@ -152,4 +152,4 @@ def test_chat_templates_are_written_by_others(template: str):
 )
 def test_any_mapping_of_columns(jsonl: Path, columns: dict[str, str]):
     request = TaskOptions(columns=columns)
-    complaint_of(lambda: load_texts(str(jsonl), TOKENIZER, request), jsonl, "column of a pair")
+    assert_one_line_at_most(lambda: load_texts(str(jsonl), TOKENIZER, request), jsonl, "column of a pair")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from circuitsieve.judging import Memory
 from circuitsieve.runs import RunFolder
 from circuitsieve.vocabulary import Ablation
-from damage import command, complaint_of, contents, damaged, examples
+from damage import assert_one_line_at_most, command, contents, damaged, examples
 from tiny_cli import make_wired
 from tiny_runs import random_found, saved
 
@@ -30,9 +30,9 @@ def run(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def read_everything(folder: RunFolder) -> None:
     """What Python code reads of a run."""
     for name in JSON:
-        complaint_of(lambda name=name: folder.read_json(name), folder.path)
+        assert_one_line_at_most(lambda name=name: folder.read_json(name), folder.path)
     for read in (folder.read_circuit, folder.read_pairs, folder.read_history, folder.read_edges):
-        complaint_of(read, folder.path)
+        assert_one_line_at_most(read, folder.path)
     Memory(folder, {}, fresh=False)
 
 
@@ -58,7 +58,7 @@ def test_constants(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
     folder = saved(run, random_found(Ablation.MEAN))
     path = run / "baselines.safetensors"
     path.write_bytes(data.draw(damaged(path)))
-    complaint_of(folder.read_circuit, run)
+    assert_one_line_at_most(folder.read_circuit, run)
 
 
 @pytest.mark.parametrize("name", [*JSON, *LINES, *TENSORS])

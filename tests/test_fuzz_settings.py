@@ -16,7 +16,7 @@ from circuitsieve.errors import ConfigError
 from circuitsieve.exporting import export_run
 from circuitsieve.mib import IMPORTANCES, read_mib
 from circuitsieve.sweep import Point, kept_points, write_tables
-from damage import VALUES, complaint_of, contents, damaged, examples
+from damage import VALUES, assert_one_line_at_most, contents, damaged, examples
 from tiny_runs import SUBJECT, random_found, saved
 
 PRESETS = [path.name for path in Path(str(resources.files("circuitsieve") / "assets/presets")).iterdir()]
@@ -34,7 +34,7 @@ def test_configurations(tmp_path_factory: pytest.TempPathFactory, preset: str, d
     path.write_bytes((resources.files("circuitsieve") / "assets/presets" / preset).read_bytes())
     content = data.draw(damaged(path))
     path.write_bytes(content)
-    complaint_of(lambda: load_config(str(path)), path, *SETTINGS, "budget", "method")
+    assert_one_line_at_most(lambda: load_config(str(path)), path, *SETTINGS, "budget", "method")
     assert path.read_bytes() == content
 
 
@@ -44,7 +44,10 @@ def test_settings_of_any_value(name: str, value: object):
     """As they stand in a run's config.json: what is taken has the type that the setting has."""
     values = json.loads(json.dumps({name: value}))
     found: list[DiscoveryConfig] = []
-    if complaint_of(lambda: found.append(DiscoveryConfig.from_dict(values)), *SETTINGS, "budget", "method") is None:
+    if (
+        assert_one_line_at_most(lambda: found.append(DiscoveryConfig.from_dict(values)), *SETTINGS, "budget", "method")
+        is None
+    ):
         hint = get_type_hints(DiscoveryConfig)[name]
         own = getattr(found[0], name)
         assert isinstance(own, hint) if isinstance(hint, type) else own is None or isinstance(own, float | tuple | dict)
@@ -67,7 +70,7 @@ def test_settings_are_an_object(values: object):
 @examples(100)
 @given(amount=st.text(max_size=6) | st.from_regex(r"\A[0-9.e]{1,5}(GB|mb)\Z"))
 def test_amounts_of_memory(amount: str):
-    complaint_of(lambda: bytes_of("memory", amount), "memory: found ")
+    assert_one_line_at_most(lambda: bytes_of("memory", amount), "memory: found ")
 
 
 def test_amounts_beyond_all_numbers():
@@ -95,7 +98,7 @@ def test_submissions(submission: Path, data: st.DataObject):
     content = data.draw(damaged(path))
     path.write_bytes(content)
     try:
-        complaint_of(lambda: read_mib(submission, SUBJECT.space), path)
+        assert_one_line_at_most(lambda: read_mib(submission, SUBJECT.space), path)
         assert path.read_bytes() == content
     finally:
         path.write_bytes(valid)

@@ -12,7 +12,7 @@ from circuitsieve.errors import CircuitsieveError, RunError
 from circuitsieve.jsontext import LARGEST
 from circuitsieve.runs import RunFolder
 from circuitsieve.vocabulary import Ablation
-from damage import command, complaint_of, contents
+from damage import assert_one_line_at_most, command, contents
 from tiny_runs import complaint, random_found, saved
 
 
@@ -212,4 +212,4 @@ def test_messages_are_one_line_of_a_length_that_can_be_read():
     assert said.startswith("a b [2Jc dxxx")
     assert said.endswith("xxx expected this")
     assert len(said) < 11_000
-    assert complaint_of(lambda: (_ for _ in ()).throw(RunError("one\r\ntwo")), "one") == "one  two"
+    assert assert_one_line_at_most(lambda: (_ for _ in ()).throw(RunError("one\r\ntwo")), "one") == "one  two"

@@ -16,6 +16,7 @@ import torch
 import shared_searches
 from circuitsieve import DiscoveryConfig, discover
 from circuitsieve.data import batches
+from circuitsieve.effects import _drawn
 from circuitsieve.errors import ConfigError, ModelError
 from circuitsieve.parallel import Processes, of_torchrun
 from tiny import name_pairs, tiny_folder, tiny_loaded, tiny_pairs, write_jsonl
@@ -77,6 +78,17 @@ def test_every_pair_counts_once(count: int) -> None:
         answers = torch.cat([portion.targets.answers[: portion.counted] for portion in portions])
         assert torch.equal(answers, batch.targets.answers)
         assert all(len(portion) == max(1, portion.counted) for portion in portions)
+
+
+def test_tokens_are_drawn_as_torch_draws_them_whichever_process_has_the_pair() -> None:
+    (batch,) = batches(tiny_pairs(13, 1, 1).train, 13)
+    probabilities = torch.rand(13, 50).softmax(-1)
+    expected = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(3))
+    portions = [batch, *(batch.portion(rank, 3) for rank in range(3))]
+    rows = [slice(0, 13), slice(0, 5), slice(5, 9), slice(9, 13)]
+    for portion, own in zip(portions, rows, strict=True):
+        drawn = _drawn(probabilities[own], portion, torch.Generator().manual_seed(3))
+        assert torch.equal(drawn, expected[own])
 
 
 def test_a_group_is_needed() -> None:
@@ -146,6 +158,7 @@ def test_other_commands_are_for_one_process(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
     found = complaint(capsys, *command)
     assert found.startswith(f"torchrun: found 2 processes for {command[0]}, expected one")
 
@@ -154,19 +167,21 @@ def test_other_commands_are_for_one_process(
     ("device", "available", "message"),
     [
         ("cuda:0", 8, "device: found 'cuda:0' for several processes, expected cuda"),
+        ("auto", 8, "device: found auto, which spreads one model over all devices, for 2 processes"),
         ("cuda", 1, "device: found 1 accelerators, expected one for each process"),
     ],
 )
 def test_each_process_takes_an_accelerator_of_its_own(
     monkeypatch: pytest.MonkeyPatch, device: str, available: int, message: str
 ) -> None:
-    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "mine"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("torch.cuda.device_count", lambda: available)
     with pytest.raises(ModelError, match=message), of_torchrun(device):
         pass
 
 
-def test_without_torchrun_there_is_one() -> None:
+def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "8")  # a scheduler's
     with of_torchrun("cpu") as processes:
         assert processes == Processes(0, 1)

@@ -86,8 +86,8 @@ def discover(
     pairs: Pairs,
     config: DiscoveryConfig = DiscoveryConfig(),
     *,
-    on_step: OnStep | None = None,
-    on_look: OnLook | None = None,
+    on_step: OnStep = lambda _: None,
+    on_look: OnLook = lambda *_: None,
     checkpoints: str | Path | None = None,
     on_warning: Callable[[str], None] = lambda _: None,
     distributed: bool = False,
@@ -126,10 +126,9 @@ def discover(
         subject = Subject.of(model)
         provenance = describe_model(subject.model)
         problem = Problem.of(subject, pairs, config, processes)
-        kept = (
-            None if checkpoints is None else Checkpoints(checkpoints, _identity(config, pairs, provenance), on_warning)
-        )
-        training = Training(problem, on_step or (lambda _: None), on_look or (lambda *_: None), kept)
+        identity = _identity(config, pairs, provenance)
+        kept = Checkpoints(checkpoints, identity, on_warning) if checkpoints is not None else None
+        training = Training(problem, on_step, on_look, kept)
         with exhaustion_named(needs(problem.footprint, config)):
             check, interrupted = _found(training, go_on=go_on)
     provenance["model"]["processes"] = processes.count

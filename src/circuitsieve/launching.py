@@ -10,8 +10,8 @@ SHARED = "discover"
 
 
 def started() -> int:
-    """How many processes torchrun has started; 1 where it has not."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes torchrun has started; 1 where it has not (schedulers set WORLD_SIZE for their own ends, too)."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def is_helper() -> bool:

@@ -94,11 +94,16 @@ def of_torchrun(device: str) -> Iterator[Processes]:
         device: where the model will be; `cuda` becomes an accelerator for each process.
 
     Raises:
-        ModelError: there are fewer accelerators than processes on this machine, or several share one.
+        ModelError: there are fewer accelerators than processes on this machine, several share one, or the model is to be spread.
     """
     if started() == 1:
         yield ALONE
         return
+    if device == "auto":
+        raise ModelError(
+            f"device: found auto, which spreads one model over all devices, for {started()} processes, expected cuda or cpu; a "
+            "search is shared, or its model is spread"
+        )
     kind = device.partition(":")[0]
     if kind == "cuda":
         _take_accelerator(device)
