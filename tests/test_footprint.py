@@ -5,6 +5,8 @@ import gc
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, PreTrainedModel, masking_utils
 
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
@@ -21,8 +23,12 @@ NUMBERS = Footprint(layers=10, layer=100, layer_input=7, rest=50, baselines=30, 
 
 
 def problem_of(family: str, **settings: object) -> Problem:
+    return problem_on(shared(family).model, **settings)
+
+
+def problem_on(model: PreTrainedModel, **settings: object) -> Problem:
     config = DiscoveryConfig(batch_size=PAIRS_A_BATCH, training_dtype="model").replaced(**settings)
-    return Problem.of(Subject.of(shared(family).model), PAIRS, config)
+    return Problem.of(Subject.of(model), PAIRS, config)
 
 
 @each_family
@@ -51,6 +57,20 @@ def test_what_steps_keep_grows_with_the_batch_and_is_counted_on_one_pair(family:
     assert found.baselines == sum(baseline.nbytes for baseline in reference.baselines.values())
     assert found.layer_input == PAIRS_A_BATCH * 7 * WIDTH * 4
     assert found.said == 2 * PAIRS_A_BATCH * VOCABULARY * 4
+
+
+def test_a_step_is_counted_on_a_model_without_content_as_on_one_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before there are weights, or memory for them."""
+    model = shared("llama").model
+    with frozen(model):
+        expected = problem_of("llama").footprint
+    # transformers looks into the positions to tell packed prompts.
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda _: None)
+    with FakeTensorMode():
+        weightless = AutoModelForCausalLM.from_config(model.config)
+        with frozen(weightless):
+            found = problem_on(weightless).footprint
+    assert found == expected
 
 
 def test_counting_keeps_nothing_alive() -> None:

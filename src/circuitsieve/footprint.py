@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import PairBatch
@@ -131,13 +132,13 @@ def _first_pair(batch: PairBatch) -> PairBatch:
 def _kept(subject: Subject, pair: PairBatch, reference: Reference, site_masks: SiteMasks, checkpointed: int) -> int:
     """Bytes that autograd keeps of a forward pass and its loss, each storage once, without what is there anyway and weights."""
     offloaded = subject.is_offloaded
-    there = {_address(tensor) for tensor in (*reference.baselines.values(), *site_masks.values())}
-    there |= {_address(tensor) for tensor in (*subject.model.parameters(), *subject.model.buffers())}
-    sizes: dict[int, int] = {}
+    there = {_storage(tensor) for tensor in (*reference.baselines.values(), *site_masks.values())}
+    there |= {_storage(tensor) for tensor in (*subject.model.parameters(), *subject.model.buffers())}
+    sizes: dict[StorageWeakRef, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        if (address := _address(tensor)) not in there and not (offloaded and _is_weight(subject, address)):
-            sizes[address] = tensor.untyped_storage().nbytes()
+        if (storage := _storage(tensor)) not in there and not (offloaded and _is_weight(subject, storage)):
+            sizes[storage] = tensor.untyped_storage().nbytes()
         return tensor.detach()  # a step that held its own output would never go
 
     context = masked(subject, site_masks, reference.baselines, checkpointed=checkpointed)
@@ -149,10 +150,11 @@ def _kept(subject: Subject, pair: PairBatch, reference: Reference, site_masks: S
     return sum(sizes.values())
 
 
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    """Which storage a tensor lies in; not at which address, which tensors without content do not have."""
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
-def _is_weight(subject: Subject, address: int) -> bool:
+def _is_weight(subject: Subject, storage: StorageWeakRef) -> bool:
     """Whether a weight that has been fetched lies there now."""
-    return any(_address(parameter) == address for parameter in subject.model.parameters())
+    return any(_storage(parameter) == storage for parameter in subject.model.parameters())
