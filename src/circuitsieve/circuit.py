@@ -163,9 +163,14 @@ class Ranking:
         """
         if not 0 < size <= 1:
             raise ConfigError(f"size: found {size}, expected a fraction above 0 and at most 1")
-        thresholds: list[float] = [-torch.inf, *sorted(set(self.unit_scores().tolist()))]
+        # No list: of a large model it would hold millions of numbers, which takes seconds.
+        thresholds = torch.cat([torch.tensor([-torch.inf]), self.unit_scores().sort().values])
         allowed = size * (1 + ROUNDING)
-        return thresholds[bisect_left(thresholds, True, key=lambda t: self._share_at(t, measure) <= allowed)]
+
+        def fits(i: int) -> bool:
+            return self._share_at(float(thresholds[i]), measure) <= allowed
+
+        return float(thresholds[bisect_left(range(len(thresholds)), True, key=fits)])
 
     def _share_at(self, threshold: float, measure: str) -> float:
         return share(self.space, {**self.space.full(), **self.cut(threshold)}, measure)
