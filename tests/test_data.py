@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from circuitsieve.data import Encoder, Example, Unusable, batches, collate, encode, encode_all
+from circuitsieve.data import Encoder, Example, Unusable, batches, collate, encode, encode_all, spread
 from circuitsieve.errors import DataError
 from circuitsieve.pairs import SPLITS, Pair, TextSplits
+from models import random_examples
 from tiny import WORDS, merging_tokenizer, name_pairs, piece_tokenizer, tiny_pairs, word_tokenizer
 
 PROMPT = Pair("When Mary and John went to", "When Anna and Paul went to", (" Mary",), (" John",))
@@ -272,3 +273,14 @@ def test_global_random_state_is_untouched(monkeypatch):
     encode(TextSplits(*(name_pairs(5, seed) for seed in range(3))), word_tokenizer())
     batches(examples(), 4, seed=7)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 2, 3, 7, 8, 9, 40])
+def test_looks_see_prompts_of_all_lengths_alike(wanted: int) -> None:
+    """The same number of batches is taken from either half, up to one, and none comes twice."""
+    made = batches(random_examples(range(4, 20)), 2)
+    taken = spread(made, wanted)
+    assert len(taken) == len(set(taken)) == min(8, max(1, wanted))
+    assert taken == sorted(taken, key=lambda batch: batch.clean.shape[1])
+    halves = [sum(batch in half for batch in taken) for half in (made[:4], made[4:])]
+    assert 0 <= halves[0] - halves[1] <= 1

@@ -266,6 +266,12 @@ def batches(
     return [collate(shuffled[i : i + batch_size], device) for i in range(0, len(shuffled), batch_size)]
 
 
+def spread(batches: Sequence[PairBatch], wanted: int) -> list[PairBatch]:
+    """So many of the batches, at least one, evenly spaced: batches are ordered by length, and length goes with the sentence."""
+    taken = min(len(batches), max(1, wanted))
+    return [batches[i * len(batches) // taken] for i in range(taken)]
+
+
 def collate(examples: Sequence[Example], device: torch.device | str) -> PairBatch:
     """One batch of the given examples, in their order."""
 

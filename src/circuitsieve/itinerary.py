@@ -5,16 +5,16 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import PairBatch
+from circuitsieve.data import PairBatch, spread
 from circuitsieve.vocabulary import Method
 
 LOOKED_AT = 384
 """On so many training pairs single nodes are measured."""
 
 
-def looked_at(batches: Sequence[PairBatch], config: DiscoveryConfig) -> Sequence[PairBatch]:
+def looked_at(batches: Sequence[PairBatch], config: DiscoveryConfig) -> list[PairBatch]:
     """The batches that single nodes are measured on: always the same."""
-    return batches[: max(1, LOOKED_AT // config.batch_size)]
+    return spread(batches, LOOKED_AT // config.batch_size)
 
 
 def order(batches: Sequence[PairBatch], config: DiscoveryConfig) -> list[PairBatch]:

@@ -13,7 +13,7 @@ import torch
 
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.control import Signals, within
-from circuitsieve.data import PairBatch
+from circuitsieve.data import PairBatch, spread
 from circuitsieve.problem import Problem
 from circuitsieve.states import State, document, number, part, read_document, under
 from circuitsieve.vocabulary import Granularity
@@ -144,9 +144,7 @@ def affordable_size(problem: Problem, ranking: Ranking) -> float:
 
 def check_batches(problem: Problem) -> Sequence[PairBatch]:
     """The validation batches of a check: always the same."""
-    batches = problem.validation.batches
-    wanted = max(1, CHECK_PAIRS // problem.config.batch_size)
-    return batches[:: max(1, len(batches) // wanted)][:wanted]
+    return spread(problem.validation.batches, CHECK_PAIRS // problem.config.batch_size)
 
 
 class Checks:

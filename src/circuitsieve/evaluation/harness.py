@@ -10,7 +10,7 @@ import torch
 
 from circuitsieve.ablations import with_counterfactuals
 from circuitsieve.circuit import Circuit
-from circuitsieve.data import Example, PairBatch, batches
+from circuitsieve.data import Example, PairBatch, batches, spread
 from circuitsieve.evaluation.metrics import (
     Anchors,
     Begun,
@@ -96,7 +96,7 @@ class Harness:
         every = batches(self.examples, config.batch_size, device=subject.device, seed=config.seed)
         self.all = Sample(self.references, every)
         """Every pair."""
-        self.few = Sample(self.references, _spread(every, max(1, config.random_pairs // config.batch_size)))
+        self.few = Sample(self.references, spread(every, config.random_pairs // config.batch_size))
         """The pairs for many circuits."""
 
     def generator(self, seed: int = 0) -> torch.Generator:
@@ -147,8 +147,3 @@ class Harness:
         del intervals["n"]
         counts = {"n": len(outcomes[0]), "circuits": len(outcomes)}
         return Summary({**values, **counts}, intervals, self.few.summary(outcomes[0]).reasons)
-
-
-def _spread(bench: Sequence[PairBatch], n: int) -> list[PairBatch]:
-    """At most n batches, evenly spaced: batches are ordered by length."""
-    return [bench[i * len(bench) // n] for i in range(n)] if n < len(bench) else list(bench)
