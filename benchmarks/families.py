@@ -1,5 +1,6 @@
 """Random models of every family, of any size, made from configurations; and pairs of random tokens for them."""
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,12 +81,14 @@ def random_model(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -
 
 def token_pairs(vocabulary: int, length: int, train: int, others: int) -> Pairs:
     """Pairs of random tokens of one length, without any prefix that both prompts share."""
-    generator = torch.Generator().manual_seed(0)
-    pair = Pair("", "", (), ())
+    generator, pair = random.Random(0), Pair("", "", (), ())
+
+    def example() -> Example:
+        clean, corrupted = (tuple(generator.choices(range(3, vocabulary), k=length)) for _ in range(2))
+        other = 3 + (clean[0] - 2) % (vocabulary - 3)
+        return Example(pair, clean, (other, *corrupted[1:]), (1,), (2,))
 
     def examples(count: int) -> tuple[Example, ...]:
-        drawn = torch.randint(3, vocabulary, (count, 2, length), generator=generator)
-        drawn[:, 1, 0] = 3 + (drawn[:, 0, 0] - 2) % (vocabulary - 3)
-        return tuple(Example(pair, tuple(clean), tuple(other), (1,), (2,)) for clean, other in drawn.tolist())
+        return tuple(example() for _ in range(count))
 
     return Pairs(examples(train), examples(others), examples(others))
