@@ -64,6 +64,14 @@ def test_new_budget_takes_the_place_of_the_old_one():
         ({"size_by": "neurons", "size": 0.1}, "size_by: found 'neurons', expected one of units, parameters"),
         ({"granularities": []}, "granularities: found none, expected at least one of layer, attn_block"),
         ({"granularities": ["heads"]}, "granularities: found 'heads', expected one of layer,"),
+        (
+            {"method": "nested", "granularities": ["embed"]},
+            "method nested: found no granularity with units to rank, expected one",
+        ),
+        (
+            {"size": 0.1, "granularities": ["mlp_out_dim"]},
+            "size: found no granularity whose nodes count in it, expected one of",
+        ),
         ({"granularities": ["neuron"]}, "did you mean 'mlp_neuron'?"),
         ({"penalty": {"haed": 1}}, "penalty: found 'haed', expected one of layer,"),
         ({"penalty": {"embed": 1}}, "penalty: found a price for embed, which is not among the granularities searched"),
@@ -171,7 +179,7 @@ def test_any_object_gives_a_sound_configuration_or_a_config_error(values):
     else:
         assert DiscoveryConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
         assert range(config.steps * config.batch_size)
-        assert sum(map(config.price, config.granularities)) + config.lr + config.init[0] + (config.hinge or 0) < INF
+        assert sum(map(config.price, config.searched)) + config.lr + config.init[0] + (config.hinge or 0) < INF
 
 
 # --- files and presets --------------------------------------------------------------------------------------------------
@@ -180,12 +188,12 @@ def test_any_object_gives_a_sound_configuration_or_a_config_error(values):
 def test_preset_of_the_paper_holds_its_constants():
     """arXiv 2512.10903: hinge 4; lambda .95 of the loss shared by six granularities, .05 for the KL: 19 / 6."""
     config = load_config("paper-ioi")
-    assert config.granularities == ("attn_block", "mlp_block", "head", "head_dim", "mlp_neuron", "mlp_out_dim")
+    assert config.searched == ("attn_block", "mlp_block", "head", "head_dim", "mlp_neuron", "mlp_out_dim")
     assert (config.steps, config.batch_size, config.seed, config.warmup) == (6500, 32, 42, 1000)
     assert (config.lr, config.lr_schedule, config.lr_end, config.clip) == (0.03, "cosine", 1e-4, 1.0)
     assert (config.sampling, config.hinge, config.init) == ("straight_through", 4.0, (2.5, 3.5))
     assert config.pressure == pytest.approx(19 / 6)
-    assert {config.price(granularity) for granularity in config.granularities} == {1.0}
+    assert {config.price(granularity) for granularity in config.searched} == {1.0}
     assert (config.max_kl, config.min_faithfulness, config.ablation) == (None, None, "corrupted")
 
 
@@ -255,3 +263,17 @@ def test_nodes_are_ranked_at_sizes_around_the_one_asked_for(size):
     assert 0 < low < size < high < 1
     assert DiscoveryConfig(size=size, ranking_sizes=(0.1, 0.2)).sizes_ranked == (0.1, 0.2)
     assert DiscoveryConfig().sizes_ranked == DiscoveryConfig(max_kl=size).sizes_ranked
+
+
+def test_out_dims_are_searched_by_nested_alone_unless_asked_for() -> None:
+    units = ("attn_block", "mlp_block", "head", "head_dim", "mlp_neuron")
+    for method in ("hard_concrete", "integrated_gradients", "random"):
+        assert DiscoveryConfig(method=method).searched == units
+    assert DiscoveryConfig(method="nested").searched == (*units, "attn_out_dim", "mlp_out_dim")
+    assert DiscoveryConfig(method="nested", granularities=units).searched == units
+    assert DiscoveryConfig().replaced(method="nested").searched[-1] == "mlp_out_dim"
+
+
+def test_nothing_is_ranked_where_no_units_are_searched() -> None:
+    assert DiscoveryConfig(granularities=("mlp_out_dim", "embed")).ranking_steps == 0
+    assert DiscoveryConfig(granularities=("mlp_out_dim", "layer")).ranking_steps == 360

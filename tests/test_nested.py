@@ -11,7 +11,7 @@ from circuitsieve.masks import Masks
 from circuitsieve.nested import Nested
 from circuitsieve.nodes import NodeSpace
 from circuitsieve.subject import Subject
-from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
+from circuitsieve.vocabulary import OUT_DIMS, UNIT_GRANULARITIES, Granularity
 from models import random_masks, shared
 
 G = Granularity
@@ -128,6 +128,30 @@ def test_lifted_scores_cut_to_the_same_units(subject: Subject, granularities: tu
         assert all(torch.equal(circuits[0].masks[g], circuits[1].masks[g]) for g in G)
     sizes = [Circuit(space, Ranking(space, lifted).cut(t)).size for t in (-2.0, 2.5)]
     assert sizes[0] > sizes[1]
+
+
+@pytest.mark.parametrize("measure", ["units", "parameters"])
+def test_what_is_no_unit_is_open_or_closed_at_every_size(measure: str):
+    """Soft masks by their own scores alone; cuts at any threshold by the signs of these."""
+    space = shared("llama").space
+    nested = nested_at_random(space, tuple(G), measure=measure)
+    others = (*OUT_DIMS, G.EMBED)
+    signs = {g: nested.scores()[g].detach() > 0 for g in others}
+    assert all(0 < sign.sum() < sign.numel() for g, sign in signs.items() if g in OUT_DIMS)
+    for size in (0.05, 0.4, 0.9):
+        masks, leaves = nested.draw(size, 0.5), nested.ranking(size)
+        for g in others:
+            torch.testing.assert_close(masks[g], torch.sigmoid(nested.scores()[g] / 0.5))
+        for threshold in (min(float(leaves[g].min()) for g in UNIT_GRANULARITIES) - 0.1, 0.0, 100.0):
+            cut = Ranking(space, leaves).cut(min(threshold, max(float(leaves[g].max()) for g in UNIT_GRANULARITIES)))
+            assert all(torch.equal(cut[g], signs[g]) for g in others)
+
+
+def test_what_is_no_unit_starts_open():
+    space = shared("llama").space
+    nested = Nested({g: space.shape(g) for g in G}, space.summed, share=lambda _: torch.zeros(()), seed=0)
+    for g in (*OUT_DIMS, G.EMBED):
+        assert (torch.sigmoid(nested.scores()[g]) > 0.97).all()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])

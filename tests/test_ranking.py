@@ -84,3 +84,13 @@ def test_out_dims_are_cut_at_the_same_threshold_and_counted(subject: Subject):
             (score for score in ranking.unit_scores().unique().tolist() if score < threshold), default=-torch.inf
         )
         assert Circuit(subject.space, ranking.cut(below)).size > size - 1 / subject.space.units
+
+
+def test_a_size_that_no_cut_reaches_gives_the_smallest_circuit_there_is(subject: Subject) -> None:
+    """Where neurons alone are ranked, head dims always count."""
+    space = subject.space
+    generator = torch.Generator().manual_seed(0)
+    ranking = Ranking(space, {G.MLP_NEURON: torch.randn(space.shape(G.MLP_NEURON), generator=generator)})
+    circuit = Circuit(space, ranking.cut(ranking.threshold_at(1e-3)))
+    assert int(circuit.masks[G.MLP_NEURON].sum()) == 0
+    assert bool(circuit.masks[G.HEAD_DIM].all())

@@ -158,6 +158,8 @@ class Ranking:
     def threshold_at(self, size: float, measure: str = "units") -> float:
         """The lowest threshold at which at most a share is kept, of units or of parameters; out dims are cut at the same one.
 
+        Where no cut is as small, because not all units are ranked: the highest one, which keeps none that is.
+
         Raises:
             ConfigError: size lies outside (0, 1].
         """
@@ -170,7 +172,7 @@ class Ranking:
         def fits(i: int) -> bool:
             return self._share_at(float(thresholds[i]), measure) <= allowed
 
-        return float(thresholds[bisect_left(range(len(thresholds)), True, key=fits)])
+        return float(thresholds[bisect_left(range(len(thresholds) - 1), True, key=fits)])
 
     def _share_at(self, threshold: float, measure: str) -> float:
         return share(self.space, {**self.space.full(), **self.cut(threshold)}, measure)

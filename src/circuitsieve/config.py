@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from circuitsieve.errors import ConfigError, one_of, shown
 from circuitsieve.jsontext import json_object, text_of
-from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity, Method, Sampling
+from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, OUT_DIMS, Ablation, Granularity, Method, Sampling
 
 _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
 """Prices that are not 0.5: `size` counts these units, and the mean over so many of them moves little per unit."""
@@ -23,6 +23,7 @@ RANKED_SIZES = (0.05, 0.6)
 RANKED_AROUND = (0.6, 7.5)
 """The same over the size that is asked for: much smaller masks would decide the order at the expense of its own."""
 BUDGETS = ("max_kl", "min_faithfulness", "size", "pressure")
+UNITS_EXPECTED = "expected one of layer, attn_block, mlp_block, head, head_dim, mlp_neuron among the granularities"
 MEASURES = ("units", "parameters")
 CHARGES = ("open", "all")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -68,8 +69,9 @@ class DiscoveryConfig:
     max_accuracy_drop: float = 0.03
     """Beside a budget: how much accuracy a circuit may lose against the full model on validation pairs."""
 
-    granularities: tuple[str, ...] = tuple(str(g) for g in DEFAULT_GRANULARITIES)
-    """The kinds of node that get a gate: layer attn_block mlp_block head head_dim mlp_neuron attn_out_dim mlp_out_dim embed."""
+    granularities: tuple[str, ...] | None = None
+    """The kinds of node that get a gate: layer attn_block mlp_block head head_dim mlp_neuron attn_out_dim mlp_out_dim embed
+    (where not given: attn_block mlp_block head head_dim mlp_neuron; for nested attn_out_dim and mlp_out_dim, too)."""
 
     penalty: dict[str, float] = field(default_factory=dict)
     """Price of a granularity against the others, as NAME=PRICE (where not given: mlp_neuron 5, head_dim 2, the rest 0.5)."""
@@ -84,14 +86,14 @@ class DiscoveryConfig:
     ablation: str = "corrupted"
     """What ablated nodes are replaced by: corrupted, mean, mean_positional, zero, resample or optimal."""
 
-    ranking_share: float = 0.6
+    ranking_share: float = 0.4
     """The share of the steps that rank all nodes first, by nested soft masks of every size (paper: 0; ignored with a fixed
     pressure, where gates start as the paper does)."""
 
     ranking_sizes: tuple[float, float] | None = None
     """Between which sizes the masks of the ranking are drawn (where not given: 0.05 and 0.6, or around the size asked for)."""
 
-    ranking_looks: int = 2
+    ranking_looks: int = 3
     """How often the effects of single nodes are measured: the ranking starts there (0: all nodes start equal)."""
 
     ranking_lr: float = 0.2
@@ -106,7 +108,7 @@ class DiscoveryConfig:
     hinge: float | None = None
     """Adds how far the logit difference falls short of this margin to the objective."""
 
-    steps: int = 500
+    steps: int = 900
     """Optimiser steps, at most."""
 
     early_stopping: str = "on"
@@ -161,7 +163,8 @@ class DiscoveryConfig:
     """Whether training leaves out of its passes what is closed for good: on or off."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "granularities", tuple(self.granularities))
+        if self.granularities is not None:
+            object.__setattr__(self, "granularities", tuple(self.granularities))
         object.__setattr__(self, "init", tuple(map(float, self.init)))
         if self.ranking_sizes is not None:
             object.__setattr__(self, "ranking_sizes", tuple(map(float, self.ranking_sizes)))
@@ -181,15 +184,15 @@ class DiscoveryConfig:
 
     def _check_words(self) -> None:
         granularities = [str(g) for g in Granularity]
-        if not self.granularities:
+        if not self.searched:
             raise ConfigError(f"granularities: found none, expected at least one of {', '.join(granularities)}")
-        for name in self.granularities:
+        for name in self.searched:
             if name not in granularities:
                 raise ConfigError(one_of("granularities", name, granularities))
         for name in self.penalty:
             if name not in granularities:
                 raise ConfigError(one_of("penalty", name, granularities))
-            if name not in self.granularities:
+            if name not in self.searched:
                 raise ConfigError(f"penalty: found a price for {name}, which is not among the granularities searched")
         for setting, words in (
             ("method", [str(m) for m in Method]),
@@ -245,13 +248,30 @@ class DiscoveryConfig:
             raise ConfigError(
                 f"method {self.method}: found a fixed pressure, expected another budget (nothing is learned)"
             )
+        if self.method == "nested" and not self._searches_units:
+            raise ConfigError(f"method nested: found no granularity with units to rank, {UNITS_EXPECTED}")
+        if self.size is not None and not self._searches_units:
+            raise ConfigError(f"size: found no granularity whose nodes count in it, {UNITS_EXPECTED}")
         if self.method == "nested" and not self.ranking_steps:
             raise ConfigError("method nested: found no steps that rank, expected a ranking_share above 0 and a budget")
 
     @property
+    def searched(self) -> tuple[str, ...]:
+        """The granularities that are searched."""
+        if self.granularities is not None:
+            return self.granularities
+        others = OUT_DIMS if self.method == Method.NESTED else ()
+        return tuple(map(str, (*DEFAULT_GRANULARITIES, *others)))
+
+    @property
+    def _searches_units(self) -> bool:
+        """Whether any node that is searched is a unit or contains one."""
+        return any(name not in (*map(str, OUT_DIMS), str(Granularity.EMBED)) for name in self.searched)
+
+    @property
     def ranking_steps(self) -> int:
-        """How many of the steps rank."""
-        if not Method(self.method).learns:
+        """How many of the steps rank: none where there are no units to rank."""
+        if not Method(self.method).learns or not self._searches_units:
             return 0
         return 0 if self.pressure is not None else round(self.ranking_share * self.steps)
 

@@ -103,9 +103,11 @@ def _drawn(
 def by_node(
     space: NodeSpace, granularities: Iterable[Granularity], leaves: Masks
 ) -> dict[Granularity, Float[Tensor, "#layers ... _"]]:
-    """Sums over the leaves that a node of the finest granularities searched decides about."""
+    """Sums over those of the leaves that a node of the finest granularities searched decides about."""
     found: dict[Granularity, Tensor] = {}
     for leaf, node in finest(granularities).items():
+        if leaf not in leaves:
+            continue
         layers, n = space.shape(node)
         value = leaves[leaf].reshape(layers, *leaves[leaf].shape[1:-1], n, -1).sum(-1)
         found[node] = found[node] + value if node in found else value

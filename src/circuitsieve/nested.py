@@ -3,6 +3,9 @@
 A unit's score is the sum over the nodes that contain it. At size k its mask is `sigmoid((score - t) / T)`, with the threshold
 t for which the masks keep the share k of the model, by whatever measure. Masks of one ranking are nested: what a small one
 keeps, every larger one keeps.
+
+Out dims and the embedding are no units: no size asks for fewer of them. Their masks have a threshold of their own, 0, at every
+size, so that they close only where that does the behaviour good.
 """
 
 from bisect import bisect_right
@@ -18,6 +21,8 @@ from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
 
 BISECTIONS = 40
 """Halvings of the interval that the threshold lies in: from scores of hundreds to beyond the last bits of float32."""
+OPEN = 4.0
+"""Where nodes start that are no units: open by 98 %."""
 REACH = 20.0
 """So many temperatures beyond the extreme scores a threshold is looked for: a mask there is 2e-9 from 0 or 1."""
 SMALLEST_START = 1e-3
@@ -44,10 +49,10 @@ class Nested(nn.Module):
         seed: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Make the scores, all but equal.
+        """Make the scores: all but equal, and those of nodes that are no units open.
 
         Args:
-            shapes: [layers, n] of each granularity.
+            shapes: [layers, n] of each granularity; one of them at least contains units.
             summed: adds up scores along the hierarchy.
             share: what a size means; it never falls when a mask rises. What has no scores is always kept.
             seed: of the start.
@@ -59,6 +64,8 @@ class Nested(nn.Module):
         self.score = nn.ParameterDict()
         for granularity, shape in shapes.items():
             self.score[granularity] = nn.Parameter(self._nearly_equal(shape).to(device))
+        _, others = self._leaves(self.scores())
+        self.start_at({g: torch.full_like(score, OPEN) for g, score in others.items()})
 
     def scores(self) -> dict[Granularity, Float[Tensor, "#layers _"]]:
         """Scores by granularity, not summed; the same tensors that are learned."""
@@ -83,10 +90,16 @@ class Nested(nn.Module):
     def _nearly_equal(self, shape: Sequence[int]) -> Tensor:
         return SMALLEST_START * torch.randn(tuple(shape), generator=self._generator)
 
+    def _leaves(self, scores: Scores) -> tuple[Scores, Scores]:
+        """Scores of the units, summed, and of the other nodes without children, their own."""
+        summed = self.summed(scores)
+        units = {g: score for g, score in summed.items() if g in UNIT_GRANULARITIES}
+        return units, {g: scores[g] for g in summed if g not in units}
+
     def prices(self) -> dict[Granularity, Float[Tensor, "#layers _"]]:
-        """What keeping a little more of each node without children adds to the size, where all masks are equal."""
-        scores = self.summed(self.scores())
-        return self._prices({g: torch.full_like(score, 0.5) for g, score in scores.items()})
+        """What keeping a little more of each unit adds to the size, where the masks of all are equal."""
+        units, _ = self._leaves(self.scores())
+        return self._prices({g: torch.full_like(score, 0.5) for g, score in units.items()})
 
     def draw(self, size: Size, temperature: float) -> Masks:
         """Masks of units (and out dims, where they have scores) at a size; differentiable. Never waits for the device.
@@ -95,57 +108,66 @@ class Nested(nn.Module):
             size: the share of the model that the masks keep.
             temperature: how soft they are, in units of the score.
         """
-        scores = self.summed(self.scores())
+        units, others = self._leaves(self.scores())
+        beside = _soft(others, 0.0, temperature)
         with torch.no_grad():
-            found = self._bisected(scores, size, temperature)
-        threshold = self._at_threshold(scores, found, temperature)
-        return _soft(scores, threshold, temperature)
+            found = self._bisected(units, beside, size, temperature)
+        threshold = self._at_threshold(units, beside, found, temperature)
+        return {**_soft(units, threshold, temperature), **beside}
 
     @torch.no_grad()
     def ranking(self, size: Size, scores: Scores | None = None) -> dict[Granularity, Float[Tensor, "#layers _"]]:
         """Summed scores on the CPU, shifted so that the cut at 0 has the size, or is the largest below it.
 
+        What is no unit is moved out of reach of any other cut, up or down, as it is open or closed.
+
         Args:
             size: the share of the model that the cut keeps.
             scores: by granularity, not summed; its own where none are given.
         """
-        scores = {g: s.cpu() for g, s in self.summed(self.scores() if scores is None else scores).items()}
-        best = (
-            torch.cat([s.flatten() for g, s in scores.items() if g in UNIT_GRANULARITIES]).sort(descending=True).values
-        )
+        units, others = self._leaves({g: s.cpu() for g, s in (self.scores() if scores is None else scores).items()})
+        best = torch.cat([s.flatten() for s in units.values()]).sort(descending=True).values
         # Half way between the last score that is kept and the first that is not; 1 beyond the extreme where all are or none is.
         bounded = torch.cat([best[:1] + 2, best, best[-1:] - 2])
         thresholds = (bounded[:-1] + bounded[1:]) / 2
+        open_ = {g: (s > 0).to(s) for g, s in others.items()}
 
         def kept(count: int) -> float:
-            return float(self.share({g: (s > thresholds[count]).to(s) for g, s in scores.items()}))
+            return float(self.share({g: (s > thresholds[count]).to(s) for g, s in units.items()} | open_))
 
         count = max(0, bisect_right(range(len(thresholds)), float(size) * (1 + ROUNDING), key=kept) - 1)
-        return {g: s - thresholds[count] for g, s in scores.items()}
+        beyond = float(bounded[0] - bounded[-1])
+        apart = {g: torch.where(s > 0, s + beyond, s - beyond) for g, s in others.items()}
+        return {g: s - thresholds[count] for g, s in units.items()} | apart
 
-    def _bisected(self, scores: Scores, size: Size, temperature: float) -> Float[Tensor, ""]:
-        """Where soft masks keep the size."""
-        extremes = [torch.stack([score.min(), score.max()]) for score in scores.values()]
+    def _bisected(self, units: Scores, others: Masks, size: Size, temperature: float) -> Float[Tensor, ""]:
+        """Where soft masks of the units, beside those of the other nodes, keep the size."""
+        extremes = [torch.stack([score.min(), score.max()]) for score in units.values()]
         low = torch.stack(extremes).amin() - REACH * temperature
         high = torch.stack(extremes).amax() + REACH * temperature
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            too_many = self.share({g: torch.sigmoid((s - middle) / temperature) for g, s in scores.items()}) > size
+            too_many = self.share({**_soft(units, middle, temperature), **others}) > size
             low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
         return (low + high) / 2
 
-    def _at_threshold(self, scores: Scores, threshold: Float[Tensor, ""], temperature: float) -> Float[Tensor, ""]:
+    def _at_threshold(
+        self, units: Scores, others: Masks, threshold: Float[Tensor, ""], temperature: float
+    ) -> Float[Tensor, ""]:
         """The threshold, with its gradient.
 
-        share(sigmoid((s - t) / T)) = k defines t as a function of the scores; by the implicit-function theorem dt/ds_i =
-        w_i / sum of w, where w_i is the slope of the i-th mask times what it adds to the share.
+        share(sigmoid((s - t) / T), others) = k defines t as a function of the scores of the units and the masks of the other
+        nodes. By the implicit-function theorem dt/ds_i = w_i / sum of w, where w_i is the slope of the i-th unit's mask times
+        what it adds to the share, and dt/dm_j is what the j-th of the other masks adds to the share, over the same sum.
         """
-        masks = _soft({g: score.detach() for g, score in scores.items()}, threshold, temperature)
-        weights = {g: price * masks[g] * (1 - masks[g]) for g, price in self._prices(masks).items()}
-        total = torch.stack([weight.sum() for weight in weights.values()]).sum()
+        masks = _soft({g: score.detach() for g, score in units.items()}, threshold, temperature)
+        prices = self._prices({**masks, **others})
+        slopes = {g: prices[g] * masks[g] * (1 - masks[g]) / temperature for g in units}
+        total = torch.stack([slope.sum() for slope in slopes.values()]).sum()
         total = total.clamp_min(torch.finfo(total.dtype).tiny)
-        moved = [(weight / total * (scores[g] - scores[g].detach())).sum() for g, weight in weights.items()]
-        return threshold + torch.stack(moved).sum()
+        changes = [(slopes[g] / total * (score - score.detach())).sum() for g, score in units.items()]
+        changes += [(prices[g] / total * (mask - mask.detach())).sum() for g, mask in others.items()]
+        return threshold + torch.stack(changes).sum()
 
     @torch.enable_grad()
     def _prices(self, masks: Masks) -> dict[Granularity, Float[Tensor, "#layers _"]]:
@@ -155,5 +177,5 @@ class Nested(nn.Module):
         return dict(zip(leaves, prices, strict=True))
 
 
-def _soft(scores: Scores, threshold: Float[Tensor, ""], temperature: float) -> Masks:
+def _soft(scores: Scores, threshold: float | Float[Tensor, ""], temperature: float) -> Masks:
     return {g: torch.sigmoid((score - threshold) / temperature) for g, score in scores.items()}

@@ -5,7 +5,7 @@ pressure. `nested` ranks in the same way, then focuses: masks of the size at whi
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -116,6 +116,10 @@ class FocusPhase(SteeredPhase):
     def after(self, step: int, signals: Signals) -> Facts:
         self.averages.follow(self.nested.scores())
         return self.steer(step, signals)
+
+    @override
+    def reading(self, entry: Mapping[str, int | float]) -> None:
+        """None: what still hardens has not settled, however little it gains."""
 
     @override
     def ranking(self) -> Ranking:

@@ -188,7 +188,7 @@ class Problem:
     @property
     def granularities(self) -> tuple[Granularity, ...]:
         """The granularities that are searched."""
-        return tuple(Granularity(name) for name in self.config.granularities)
+        return tuple(Granularity(name) for name in self.config.searched)
 
     @property
     def budget(self) -> Budget:
@@ -298,7 +298,7 @@ def _soft_masks(subject: Subject, config: DiscoveryConfig) -> SiteMasks:
     space = subject.space
     halves = {
         g: torch.full(space.shape(g), 0.5, device=subject.device, requires_grad=True)
-        for g in map(Granularity, config.granularities)
+        for g in map(Granularity, config.searched)
     }
     return space.fold(space.compose(halves), Ablation(config.ablation))
 
@@ -310,8 +310,7 @@ def _kinds(space: NodeSpace, config: DiscoveryConfig) -> tuple[SiteKind, ...]:
     with them the block, which cannot be folded across a norm.
     """
     shapes = {
-        Granularity(name): torch.zeros(space.shape(Granularity(name)), dtype=torch.bool)
-        for name in config.granularities
+        Granularity(name): torch.zeros(space.shape(Granularity(name)), dtype=torch.bool) for name in config.searched
     }
     needed = set(space.fold(space.compose(shapes), Ablation(config.ablation)))
     for read, write in ((SiteKind.ATTN_READ, SiteKind.ATTN_WRITE), (SiteKind.MLP_READ, SiteKind.MLP_WRITE)):

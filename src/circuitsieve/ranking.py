@@ -60,7 +60,8 @@ class RankingPhase(Phase):
         for _ in range(self.config.ranking_looks):
             found = effects(self.problem, batches, masks)
             dear = log_prices(by_node(self.problem.space, self.problem.granularities, self.nested.prices()))
-            self.nested.start_at({g: EFFECT_SCALE * (score - dear[g]) for g, score in log_scores(found).items()})
+            logs = log_scores({g: found[g] for g in dear})
+            self.nested.start_at({g: EFFECT_SCALE * (log - dear[g]) for g, log in logs.items()})
         self.averages = Averages(self.nested.scores())
 
     @override

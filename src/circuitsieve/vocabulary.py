@@ -116,6 +116,9 @@ class Site(NamedTuple):
 UNIT_GRANULARITIES = (Granularity.HEAD_DIM, Granularity.MLP_NEURON)
 """The units of the read sites: `size` is the kept share of them."""
 
+OUT_DIMS = (Granularity.ATTN_OUT_DIM, Granularity.MLP_OUT_DIM)
+"""What blocks write to the residual stream, dim by dim: no units, so that no size asks for fewer of them."""
+
 DEFAULT_GRANULARITIES = (
     Granularity.ATTN_BLOCK,
     Granularity.MLP_BLOCK,
