@@ -6,7 +6,7 @@
 
 `measure` makes a sweep for each task (`circuitsieve sweep` makes the same ones) under --runs, where it goes on if it was stopped,
 and writes JSON with the machine, the versions and the command. The seed draws the pairs and all that is random in the search. A
-task may be given options after a colon. `page` makes the tables of such files.
+task may be given options after a colon. `page` makes the tables of such files: one of all that they have of a model and a task.
 """
 
 import argparse
@@ -93,9 +93,11 @@ def units_by_layer(run: Path) -> dict[str, list[int]]:
 PAGE = """# Quality: every method at equal size
 
 Medians over {seeds} seeds (the lowest and the highest in brackets); each seed draws other words, other pairs and another search.
-All figures but those on training pairs are of test pairs, whose words stand in no training or validation pair. Size is the kept
-share of the read-site units; all methods rank the same nodes, with the same baselines, through the same masks, and are cut at
-exactly the same sizes. Seconds are those of the search (a method that does not learn is run once for all sizes). {remark}
+All figures but those on training pairs are of test pairs, which are in no other split. Of `ioi` their names are in none either;
+of `ioi:split_names=false` all splits share them, as published IOI data do. Size is the kept share of the read-site units; all
+methods rank the same units, with the same baselines, through the same masks, and are cut at exactly the same sizes (`nested` also
+closes out dims where that helps, which no size counts). Seconds are those of the search (a method that does not learn is run once
+for all sizes). {remark}
 
 {tables}
 Written by `{command}`, from the results of
@@ -106,14 +108,18 @@ Written by `{command}`, from the results of
 def page(files: Iterable[Path], command: str, remark: str) -> str:
     """The page of some files of results."""
     results = [json.loads(path.read_text()) for path in files]
-    tables, seeds = [], set()
+    measured: dict[tuple[str, str], tuple[Points, dict[str, Any]]] = {}
     for result in results:
         for task, found in result["tasks"].items():
-            points: Points = found["points"]
-            seeds |= {point["seed"] for point in points}
-            full = statistics.median(point["full_accuracy"] for point in points)
-            heading = f"## {result['model']}, {task}\n\nAccuracy of the full model: {full:.3f}.\n\n"
-            tables.append(f"{heading}{table(points)}\n{where(found['units by layer'])}")
+            points, layers = measured.setdefault((result["model"], task), ([], {}))
+            points += found["points"]
+            layers |= found["units by layer"]
+    tables = []
+    for (model, task), (points, layers) in measured.items():
+        full = statistics.median(point["full_accuracy"] for point in points)
+        heading = f"## {model}, {task}\n\nAccuracy of the full model: {full:.3f}.\n\n"
+        tables.append(f"{heading}{table(points)}\n{where(layers)}")
+    seeds = {point["seed"] for points, _ in measured.values() for point in points}
     commands = "\n".join(f"- `{result['command']}` (commit {result['commit']})" for result in results)
     return PAGE.format(seeds=len(seeds), tables="\n".join(tables), command=command, commands=commands, remark=remark)
 
