@@ -19,8 +19,8 @@ from surroundings import surroundings  # before all that reads the environment w
 from rich.console import Console
 from rich.table import Table
 
-from circuitsieve.config import load_config
 from circuitsieve.loaders import TaskOptions
+from circuitsieve.presets import load_config
 from circuitsieve.progress import RichReporter
 from circuitsieve.workflow import Job, run
 

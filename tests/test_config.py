@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuitsieve.config import DiscoveryConfig, load_config
+from circuitsieve.config import DiscoveryConfig
 from circuitsieve.errors import ConfigError
+from circuitsieve.presets import load_config
 from circuitsieve.vocabulary import Granularity
 
 NAN, INF = float("nan"), float("inf")

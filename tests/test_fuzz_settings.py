@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from circuitsieve import files
-from circuitsieve.config import DiscoveryConfig, bytes_of, load_config
+from circuitsieve.config import DiscoveryConfig
 from circuitsieve.errors import ConfigError
 from circuitsieve.exporting import export_run
 from circuitsieve.mib import IMPORTANCES, read_mib
+from circuitsieve.presets import load_config
+from circuitsieve.settings import bytes_of
 from circuitsieve.sweep import Point, kept_points, write_tables
 from damage import VALUES, assert_one_line_at_most, contents, damaged, examples
 from tiny_runs import SUBJECT, random_found, saved

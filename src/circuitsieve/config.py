@@ -4,16 +4,12 @@ A leaf without torch. A configuration checks itself when it is made.
 """
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib import resources
-from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from circuitsieve.errors import ConfigError, one_of, shown
-from circuitsieve.jsontext import json_object, text_of
+from circuitsieve.settings import bytes_of, typed
 from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, OUT_DIMS, Ablation, Granularity, Method, Sampling
 
 _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
@@ -30,7 +26,6 @@ SCHEDULES = ("constant", "linear", "cosine")
 SIGNS = ("absolute", "signed")
 SWITCH = ("on", "off")
 CHECKPOINTING = ("auto", "none", "all")
-_UNITS = {"GB": 2**30, "MB": 2**20}
 _WHOLE = {
     "steps": (1, 10**8),
     "batch_size": (1, 10**6),
@@ -306,64 +301,10 @@ class DiscoveryConfig:
         for key in values:
             if key not in hints:
                 raise ConfigError(one_of(f"{source}: setting", str(key), list(hints)))
-        return cls(**{key: _typed(value, hints[key], f"{source}: {key}") for key, value in values.items()})
+        return cls(**{key: typed(value, hints[key], f"{source}: {key}") for key, value in values.items()})
 
     def replaced(self, **changes: Any) -> "DiscoveryConfig":
         """A copy with other values; a new budget takes the place of the old one."""
         if changes.keys() & BUDGETS:
             changes = {**dict.fromkeys(BUDGETS), "size_by": "units", **changes}
         return replace(self, **changes)
-
-
-def bytes_of(setting: str, amount: str) -> int:
-    """The bytes of an amount such as 8GB (2 ** 30 bytes each) or 500MB.
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    unit = _UNITS.get(amount[-2:].upper())
-    try:
-        number = float(amount[:-2])
-    except ValueError:
-        number = math.nan
-    if unit is None or not 0 <= number * unit < math.inf:
-        raise ConfigError(f"{setting}: found {amount!r}, expected an amount such as 8GB or 500MB")
-    return int(number * unit)
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """A value of JSON as the type of a setting, or a ConfigError."""
-    if isinstance(hint, UnionType):  # X | None
-        return None if value is None else _typed(value, get_args(hint)[0], where)
-    if hint is float and (type(value) is float or (type(value) is int and abs(value) < sys.float_info.max)):
-        return float(value)
-    if hint in (int, str) and type(value) is hint:
-        return value
-    kinds = get_args(hint)
-    if get_origin(hint) is tuple and isinstance(value, list | tuple) and (... in kinds or len(value) == len(kinds)):
-        return tuple(_typed(item, kinds[0], where) for item in value)
-    if get_origin(hint) is dict and isinstance(value, dict):
-        return {key: _typed(item, float, f"{where} {key}") for key, item in value.items()}
-    expected = {int: "a whole number", float: "a number", str: "a text", dict: "an object of numbers"}
-    listed = "a list of texts" if ... in kinds else "two numbers"
-    raise ConfigError(f"{where}: found {shown(value)}, expected {expected.get(get_origin(hint) or hint, listed)}")
-
-
-def load_config(name: str) -> DiscoveryConfig:
-    """The configuration of a JSON file, or of a preset inside the package.
-
-    Raises:
-        ConfigError: there is neither, or what is there is malformed.
-    """
-    presets = {p.name.removesuffix(".json"): p for p in (resources.files("circuitsieve") / "assets/presets").iterdir()}
-    try:
-        content = presets[name].read_text("utf-8") if name in presets else text_of(Path(name))
-    except ValueError as error:
-        raise ConfigError(f"config {name}: found malformed JSON ({error}), expected an object of settings") from error
-    except OSError as error:
-        raise ConfigError(
-            f"config: found no file {name!r} ({error.strerror}), expected a JSON file or one of the presets "
-            f"{', '.join(sorted(presets))}"
-        ) from error
-    values = json_object(content, f"config {name}", "an object of settings", ConfigError)
-    return DiscoveryConfig.from_dict(values, source=f"config {name}")

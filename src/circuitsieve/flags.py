@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 from cyclopts import Group, Parameter
 from docstring_parser import parse_from_object
 
-from circuitsieve.config import DiscoveryConfig, load_config
+from circuitsieve.config import DiscoveryConfig
 from circuitsieve.errors import ConfigError
+from circuitsieve.presets import load_config
 
 if TYPE_CHECKING:
     from circuitsieve.loaders import TaskOptions

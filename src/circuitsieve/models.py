@@ -31,9 +31,9 @@ from transformers import (
 
 from circuitsieve.architectures import refusal, supported_model_types
 from circuitsieve.checkpoint import is_compact, load_compact
-from circuitsieve.config import bytes_of
 from circuitsieve.errors import CircuitsieveError, ModelError, UnsupportedModel, hint
 from circuitsieve.placement import weight
+from circuitsieve.settings import bytes_of
 from circuitsieve.weightfiles import check_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

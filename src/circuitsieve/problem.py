@@ -12,7 +12,7 @@ from torch import Tensor
 
 from circuitsieve import ablations
 from circuitsieve.circuit import Circuit
-from circuitsieve.config import DiscoveryConfig, bytes_of
+from circuitsieve.config import DiscoveryConfig
 from circuitsieve.control import Budget, Signals
 from circuitsieve.costs import soft_share
 from circuitsieve.data import PairBatch, Pairs, batches
@@ -28,6 +28,7 @@ from circuitsieve.parallel import ALONE, Processes
 from circuitsieve.placement import whereabouts
 from circuitsieve.references import Reference, References
 from circuitsieve.screening import check_fit
+from circuitsieve.settings import bytes_of
 from circuitsieve.store import Store
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
