@@ -12,6 +12,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuitsieve import ablations, selection
+from circuitsieve.averages import Averages
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.control import Signals
@@ -19,13 +20,24 @@ from circuitsieve.data import Example, PairBatch, Pairs, batches
 from circuitsieve.discovery import Discovery, discover
 from circuitsieve.errors import DataError
 from circuitsieve.evaluation import evaluate
+from circuitsieve.masks import counts, equal
 from circuitsieve.nodes import LEAVES
 from circuitsieve.pairs import Pair
 from circuitsieve.phase import falling
-from circuitsieve.phases import NOISE_FALLS, RANKED_REACH, FocusPhase, HardConcretePhase, first_phase, next_phase
+from circuitsieve.phases import (
+    NEAR,
+    NO_MASK,
+    NOISE_FALLS,
+    RANKED_REACH,
+    FocusPhase,
+    HardConcretePhase,
+    first_phase,
+    next_phase,
+)
 from circuitsieve.problem import Bench, Problem, training_dtype
 from circuitsieve.ranking import RankingPhase
 from circuitsieve.selection import final_cut, try_cut
+from circuitsieve.shrinking import EVERY
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import OUT_DIMS, UNIT_GRANULARITIES, Ablation, Granularity, Method, SiteKind
 
@@ -488,6 +500,34 @@ def test_a_search_that_leaves_out_what_is_closed_finds_the_same(planted: GPT2LMH
     assert all(parameter.requires_grad and parameter.grad is None for parameter in planted.parameters())
 
 
+def test_a_focus_leaves_out_what_is_far_below_the_border_until_the_border_falls(planted: GPT2LMHeadModel) -> None:
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(method="nested", size=0.2, shrinking="on"))
+    ranked = RankingPhase(problem)
+    units = (Granularity.HEAD_DIM, Granularity.MLP_NEURON)
+    spread = {g: torch.linspace(-10, 10, problem.space.shape(g)[1]).repeat(2, 1) for g in units}
+    ranked.nested.start_at(spread)
+    ranked.averages = Averages(ranked.nested.scores())
+    phase = FocusPhase(problem, ranked, 0.2)
+    assert phase.lean is None
+    signals = Signals(*map(torch.tensor, (0.1, 1.0, 1.0, 0.0, 0.2)))
+    last = phase.steps // EVERY * EVERY - 1
+    for step, reach in ((EVERY - 1, NO_MASK * phase.temperature(EVERY - 1)), (last, NEAR)):
+        expected = {leaf: phase.ranking().scores[leaf] > -reach for leaf in units}
+        phase.after(step, signals)
+        assert equal(phase.shrinking.left, expected)
+    masks, batch = phase.draw(last), problem.train.batches[0]
+    reference = problem.train.references(batch)
+    whole, without = (
+        problem.train.logits(problem.site_masks(masks), batch, reference, lean=lean) for lean in (None, phase.lean)
+    )
+    assert not torch.equal(whole, without)
+    torch.testing.assert_close(without, whole, atol=1e-4, rtol=1e-4)
+    before = counts(phase.shrinking.left)
+    phase.control = phase.control._replace(log_effort=torch.tensor(math.log(1 / 0.6)))
+    phase.after(last, signals)
+    assert all(counts(phase.shrinking.left)[leaf][0] > before[leaf][0] for leaf in units)
+
+
 def test_what_is_closed_for_good_stays_closed_and_grows(planted: GPT2LMHeadModel) -> None:
     problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(shrinking="on"))
     leaves = {
@@ -496,7 +536,7 @@ def test_what_is_closed_for_good_stays_closed_and_grows(planted: GPT2LMHeadModel
     }
     phase = HardConcretePhase(problem, leaves)
     for leaf, scores in leaves.items():
-        assert torch.equal(phase.left[leaf], scores > -RANKED_REACH)
+        assert torch.equal(phase.shrinking.left[leaf], scores > -RANKED_REACH)
     assert phase.lean is not None
     with torch.no_grad():
         neurons, heads = phase.averages.scores[Granularity.MLP_NEURON], phase.averages.scores[Granularity.HEAD]
@@ -504,8 +544,10 @@ def test_what_is_closed_for_good_stays_closed_and_grows(planted: GPT2LMHeadModel
         neurons[1, -1] = -RANKED_REACH
         heads[0, 3] = -RANKED_REACH
     phase._close_for_good()
-    assert torch.equal(phase.left[Granularity.MLP_NEURON][0], leaves[Granularity.MLP_NEURON][0] > -RANKED_REACH)
-    assert not phase.left[Granularity.MLP_NEURON][1, -1]
-    assert not phase.left[Granularity.HEAD_DIM][0, 3 * HEAD_DIM :].any()
+    assert torch.equal(
+        phase.shrinking.left[Granularity.MLP_NEURON][0], leaves[Granularity.MLP_NEURON][0] > -RANKED_REACH
+    )
+    assert not phase.shrinking.left[Granularity.MLP_NEURON][1, -1]
+    assert not phase.shrinking.left[Granularity.HEAD_DIM][0, 3 * HEAD_DIM :].any()
     without = HardConcretePhase(Problem.of(Subject.of(planted), PAIRS, CONFIG), leaves)
     assert without.lean is None

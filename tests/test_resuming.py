@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from circuitsieve.config import DiscoveryConfig
@@ -125,3 +126,14 @@ def test_a_checkpoint_with_another_name_than_its_content_is_damaged(tmp_path: Pa
     state = checkpoints.latest()
     assert state is not None
     assert int(state["at"]) == 25
+
+
+@pytest.mark.parametrize("method", ["hard_concrete", "nested"])
+def test_what_a_killed_search_left_out_is_left_out_again(method: str, tmp_path: Path) -> None:
+    model, config = shared("llama").model, BASE.replaced(method=method, size=0.1, shrinking="on", steps=110)
+    whole = discover(model, PAIRS, config)
+    with pytest.raises(Killed):
+        discover(model, PAIRS, config, checkpoints=tmp_path, on_step=killing(102))
+    kept = safetensors.torch.load_file(max(tmp_path.iterdir()))
+    assert not kept["phase.left.mlp_neuron"].all()
+    assert same(whole, discover(model, PAIRS, config, checkpoints=tmp_path))

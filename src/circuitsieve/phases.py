@@ -18,13 +18,13 @@ from circuitsieve.control import BudgetController, Signals
 from circuitsieve.gates import HardConcrete
 from circuitsieve.lean import Lean
 from circuitsieve.masks import Masks, Scores
-from circuitsieve.nodes import chains
 from circuitsieve.phase import Facts, Phase, SteeredPhase
 from circuitsieve.problem import Problem
 from circuitsieve.ranking import TEMPERATURE, RankingPhase
 from circuitsieve.selection import affordable_size
+from circuitsieve.shrinking import Shrinking
 from circuitsieve.states import State, part, under
-from circuitsieve.vocabulary import Granularity, Method, Sampling, SiteKind
+from circuitsieve.vocabulary import Method, Sampling
 
 NOISE_FALLS = (0.3, 0.7)
 """The shares of a phase between which the sampling noise falls."""
@@ -32,15 +32,16 @@ RANKED_NOISE = 0.5
 """The sampling noise with which gates start that were ranked before: the order is known, only the border is open."""
 RANKED_REACH = 4.0
 """The largest log_alpha with which a ranked gate starts."""
-UNITS_OF = {Granularity.HEAD_DIM: SiteKind.ATTN_READ, Granularity.MLP_NEURON: SiteKind.MLP_READ}
 HARDENING = 0.9
 """The share of a focus over which its masks harden."""
 SHARPEST = 0.05
 """The last temperature of a focus, over the first: all but a few masks are then 0 or 1."""
+NO_MASK = 8.0
+"""So many temperatures below the border a mask is 0.0003: a focus may leave the unit out."""
+NEAR = 2.0
+"""So near to the border, in units of the score, none is left out: the border moves with the size, and units on their own."""
 MARGIN = 1e-3
 """Of log_alpha: how near to the lowest start is as low."""
-CLOSING_EVERY = 25
-"""Steps: so often units are closed for good."""
 RANKED_PRESSURE = 0.1
 """The pressure at which ranked gates start."""
 RANKED_GAP = math.log(1.1)
@@ -103,10 +104,17 @@ class FocusPhase(SteeredPhase):
         self.nested = ranked.nested
         self.nested.start_at(ranked.averages.scores)
         self.averages = Averages(self.nested.scores())
+        self.shrinking = Shrinking(problem)
 
     @override
     def draw(self, step: int) -> Masks:
         return self.nested.draw(self._size(), self.temperature(step))
+
+    @property
+    @override
+    def lean(self) -> Lean | None:
+        """Without the units that are far below the border."""
+        return self.shrinking.lean
 
     def temperature(self, step: int) -> float:
         """Of the masks at a step: falls geometrically, and then stays."""
@@ -115,6 +123,9 @@ class FocusPhase(SteeredPhase):
     @override
     def after(self, step: int, signals: Signals) -> Facts:
         self.averages.follow(self.nested.scores())
+        if self.shrinking.due(step):
+            below = -max(NEAR, NO_MASK * self.temperature(step))
+            self.shrinking.leave({g: scores > below for g, scores in self.ranking().scores.items()})
         return self.steer(step, signals)
 
     @override
@@ -127,12 +138,13 @@ class FocusPhase(SteeredPhase):
 
     @override
     def state(self) -> State:
-        return super().state() | under("averages", self.averages.state())
+        return super().state() | under("averages", self.averages.state()) | under("left", self.shrinking.state())
 
     @override
     def restore(self, state: State) -> None:
         super().restore(state)
         self.averages.restore(part("averages", state))
+        self.shrinking.restore(part("left", state))
 
     def _size(self) -> Tensor:
         return 1 / self.control.effort
@@ -165,11 +177,7 @@ class HardConcretePhase(SteeredPhase):
         self.clip, self.ranked = config.clip, ranked
         self.first_noise = 1.0 if ranked is None else RANKED_NOISE
         self.averages = Averages(self.gates.scores())
-        self.left = {
-            leaf: torch.ones(problem.space.shape(leaf), dtype=torch.bool) for leaf in chains(problem.granularities)
-        }
-        """The units (and out dims) that are not closed for good."""
-        self._lean: Lean | None = None
+        self.shrinking = Shrinking(problem)
         self._close_for_good()
 
     @override
@@ -185,7 +193,7 @@ class HardConcretePhase(SteeredPhase):
     @override
     def lean(self) -> Lean | None:
         """Without the units that are closed for good."""
-        return self._lean
+        return self.shrinking.lean
 
     @override
     def after(self, step: int, signals: Signals) -> Facts:
@@ -193,7 +201,7 @@ class HardConcretePhase(SteeredPhase):
             self.gates.keep_reversible()
         if self.ranked is not None:
             self.averages.follow(self.gates.scores())
-        if (step + 1) % CLOSING_EVERY == 0:
+        if self.shrinking.due(step):
             self._close_for_good()
         shares = {f"open.{g}": (scores > 0).float().mean() for g, scores in self.gates.scores().items()}
         return self.steer(step, signals) | shares
@@ -218,7 +226,7 @@ class HardConcretePhase(SteeredPhase):
 
     @override
     def state(self) -> State:
-        left = under("left", {str(leaf): units for leaf, units in self.left.items()})
+        left = under("left", self.shrinking.state())
         ranked = under("ranked", {str(leaf): scores for leaf, scores in (self.ranked or {}).items()})
         return super().state() | under("averages", self.averages.state()) | left | ranked
 
@@ -226,29 +234,16 @@ class HardConcretePhase(SteeredPhase):
     def restore(self, state: State) -> None:
         super().restore(state)
         self.averages.restore(part("averages", state))
-        self.left = {leaf: state[f"left.{leaf}"] for leaf in self.left}
+        self.shrinking.restore(part("left", state))
         if self.ranked is not None:
             self.ranked = {leaf: state[f"ranked.{leaf}"] for leaf in self.ranked}
-        if self._lean is not None:
-            self._lean = self._without_closed()
 
     @torch.no_grad()
     def _close_for_good(self) -> None:
-        """Leave out of all steps to come what the ranking, or the gates by now, have put as low as a gate may start.
-
-        Not where layers are run again: there, nothing is left out.
-        """
-        if self.ranked is None or self.config.shrinking == "off" or self.problem.train.checkpointed:
-            return
-        before = {leaf: units.sum() for leaf, units in self.left.items()}
-        for leaf, lowest in self.problem.space.lowest(self.averages.scores).items():
-            self.left[leaf] &= lowest.cpu() > -RANKED_REACH + MARGIN
-        if self._lean is None or any(units.sum() < before[leaf] for leaf, units in self.left.items()):
-            self._lean = self._without_closed()
-
-    def _without_closed(self) -> Lean:
-        units = {UNITS_OF[leaf]: units for leaf, units in self.left.items() if leaf in UNITS_OF}
-        return Lean(self.problem.train.subject, units)
+        """Leave out of all steps to come what the ranking, or the gates by now, have put as low as a gate may start."""
+        if self.ranked is not None and self.shrinking.on:
+            lowest, left = self.problem.space.lowest(self.averages.scores), self.shrinking.left
+            self.shrinking.leave({leaf: left[leaf] & (lowest[leaf].cpu() > MARGIN - RANKED_REACH) for leaf in left})
 
     def noise_scale(self, step: int) -> float:
         """The share of the sampling noise at a step: falls linearly from the first to the final share, which then stays."""
