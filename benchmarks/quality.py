@@ -28,7 +28,15 @@ from circuitsieve.sweep import Sweep, run_sweep
 from circuitsieve.vocabulary import UNIT_GRANULARITIES
 from circuitsieve.workflow import Job
 
-METHODS = ("hard_concrete", "nested", "integrated_gradients", "attribution", "activation_difference", "random")
+METHODS = (
+    "hard_concrete",
+    "nested",
+    "integrated_gradients",
+    "attribution",
+    "activation_gradient",
+    "activation_difference",
+    "random",
+)
 SIZES = (0.16, 0.08, 0.04, 0.02)
 TASKS = ("ioi", "greater_than", "gender_pronoun")
 RIVAL = "integrated_gradients"

@@ -25,6 +25,7 @@ CHARGES = ("open", "all")
 SCHEDULES = ("constant", "linear", "cosine")
 SIGNS = ("absolute", "signed")
 SWITCH = ("on", "off")
+SHRINKING = ("auto", "on", "off")
 CHECKPOINTING = ("auto", "none", "all")
 _WHOLE = {
     "steps": (1, 10**8),
@@ -154,8 +155,9 @@ class DiscoveryConfig:
     """Which layers are run again in the backward pass, instead of keeping what they computed: auto (as many as the memory
     asks for), none or all. Corrupted activations of a float32 training are then kept in bfloat16."""
 
-    shrinking: str = "off"
-    """Whether training leaves out of its passes what is closed for good: on or off."""
+    shrinking: str = "auto"
+    """Whether training leaves out of its passes what is closed: on, off or auto (nested leaves out what is far below the
+    border, for as long as it is; gates would stay closed for good, so that they leave out nothing)."""
 
     def __post_init__(self) -> None:
         if self.granularities is not None:
@@ -199,7 +201,7 @@ class DiscoveryConfig:
             ("lr_schedule", list(SCHEDULES)),
             ("training_dtype", list(TRAINING_DTYPES)),
             ("checkpointing", list(CHECKPOINTING)),
-            ("shrinking", list(SWITCH)),
+            ("shrinking", list(SHRINKING)),
             ("early_stopping", list(SWITCH)),
         ):
             if getattr(self, setting) not in words:
@@ -279,6 +281,11 @@ class DiscoveryConfig:
             return RANKED_SIZES
         below, above = RANKED_AROUND
         return below * self.size, min(above * self.size, (1 + self.size) / 2)
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether passes leave out what is closed."""
+        return self.shrinking == "on" or (self.shrinking == "auto" and self.method == Method.NESTED)
 
     def price(self, granularity: str) -> float:
         """The coefficient of a granularity."""
