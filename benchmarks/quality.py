@@ -12,7 +12,7 @@ task may be given options after a colon. `page` makes the tables of such files: 
 import argparse
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +100,12 @@ def units_by_layer(run: Path) -> dict[str, list[int]]:
 
 PAGE = """# Quality: every method at equal size
 
-Medians over {seeds} seeds (the lowest and the highest in brackets); each seed draws other words, other pairs and another search.
-All figures but those on training pairs are of test pairs, which are in no other split. Of `ioi` their names are in none either;
-of `ioi:split_names=false` all splits share them, as published IOI data do. Size is the kept share of the read-site units; all
+Medians over seeds (the lowest and the highest in brackets); each seed draws other words, other pairs and another search. All
+figures but those on training pairs are of test pairs, which are in no other split. Of `ioi` their names are in none either; of
+`ioi:split_names=false` all splits share them, as published IOI data do. Size is the kept share of the read-site units; all
 methods rank the same units, with the same baselines, through the same masks, and are cut at exactly the same sizes (`nested` also
-closes out dims where that helps, which no size counts). Seconds are those of the search (a method that does not learn is run once
-for all sizes). {remark}
+closes out dims where that helps, which no size counts). The last column compares the seeds that both have. Seconds are those
+of the search (a method that does not learn is run once for all sizes). {remark}
 
 {tables}
 Written by `{command}`, from the results of
@@ -127,28 +127,36 @@ def page(files: Iterable[Path], command: str, remark: str) -> str:
         full = statistics.median(point["full_accuracy"] for point in points)
         heading = f"## {model}, {task}\n\nAccuracy of the full model: {full:.3f}.\n\n"
         tables.append(f"{heading}{table(points)}\n{where(layers)}")
-    seeds = {point["seed"] for points, _ in measured.values() for point in points}
     commands = "\n".join(f"- `{result['command']}` (commit {result['commit']})" for result in results)
-    return PAGE.format(seeds=len(seeds), tables="\n".join(tables), command=command, commands=commands, remark=remark)
+    return PAGE.format(tables="\n".join(tables), command=command, commands=commands, remark=remark)
 
 
 def table(points: Points) -> str:
     """One row for every size and method."""
     lines = [
-        "| size | method | " + " | ".join(COLUMNS) + f" | KL / {RIVAL.replace('_', ' ')} |",
-        "| ---: | --- |" + " ---: |" * (len(COLUMNS) + 1),
+        "| size | method | seeds | " + " | ".join(COLUMNS) + f" | KL / {RIVAL.replace('_', ' ')} |",
+        "| ---: | --- |" + " ---: |" * (len(COLUMNS) + 2),
     ]
     methods = dict.fromkeys(point["method"] for point in points)
     for size in sorted({point["asked"] for point in points}, reverse=True):
         rows = {m: [p for p in points if p["method"] == m and p["asked"] == size] for m in methods}
-        rival = statistics.median(p["kl"] for p in rows[RIVAL]) if rows.get(RIVAL) else None
+        rival = {p["seed"]: p["kl"] for p in rows.get(RIVAL, [])}
         for method, same in rows.items():
             if not same:
                 continue
             cells = [cell(same, name, form) for name, form in COLUMNS.values()]
-            ratio = "" if rival is None else f"{statistics.median(p['kl'] for p in same) / rival:.2f}"
-            lines.append(f"| {size:.0%} | {method.replace('_', ' ')} | " + " | ".join(cells) + f" | {ratio} |")
+            cells += [against(same, rival)]
+            lines.append(f"| {size:.0%} | {method.replace('_', ' ')} | {len(same)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def against(same: Points, rival: Mapping[int, float]) -> str:
+    """The median KL over that of the rival, over the seeds that both have."""
+    both = [(point["kl"], rival[point["seed"]]) for point in same if point["seed"] in rival]
+    if not both:
+        return ""
+    own, other = map(statistics.median, zip(*both, strict=True))
+    return f"{own / other:.2f}"
 
 
 def where(layers: dict[str, dict[str, list[int]]]) -> str:

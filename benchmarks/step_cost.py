@@ -31,7 +31,7 @@ from circuitsieve import DiscoveryConfig, load_model
 from circuitsieve.data import Example, PairBatch, Pairs
 from circuitsieve.instrument import answer_logits
 from circuitsieve.pairs import Pair
-from circuitsieve.phases import first_phase, next_phase
+from circuitsieve.phases import FocusPhase, first_phase, next_phase
 from circuitsieve.problem import Problem
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.training import Training
@@ -50,6 +50,8 @@ class Case:
     granularities: tuple[str, ...] = tuple(map(str, DEFAULT_GRANULARITIES))
     kept: bool = True
     """Corrupted activations are kept, not computed anew."""
+    left: float = 1.0
+    """The share of the units that a focus computes, chosen at random."""
 
 
 BASE = Case()
@@ -61,6 +63,8 @@ CASES = {
     "bfloat16, recomputed": replace(BASE, dtype="bfloat16", kept=False),
     "ranking": replace(BASE, method="ranking"),
     "nested": replace(BASE, method="nested"),
+    "nested, a tenth left": replace(BASE, method="nested", left=0.1),
+    "bfloat16, nested, a tenth left": replace(BASE, method="nested", dtype="bfloat16", left=0.1),
     "all 9 granularities": replace(BASE, granularities=ALL),
     "2 granularities": replace(BASE, granularities=("head", "mlp_neuron")),
     "1 granularity": replace(BASE, granularities=("mlp_neuron",)),
@@ -121,6 +125,9 @@ def training_step(case: Case, problem: Problem) -> Callable[[], None]:
     training.begin(first_phase(problem))
     if case.method != "ranking" and (second := next_phase(training.phase, lambda: problem)) is not None:
         training.begin(second)
+    if isinstance(training.phase, FocusPhase) and case.left < 1:
+        units = training.phase.shrinking.left
+        training.phase.shrinking.leave({leaf: torch.rand(all_.shape) < case.left for leaf, all_ in units.items()})
 
     def step() -> None:
         measured = training.step(0, problem.train.batches[0])
