@@ -1,6 +1,7 @@
 """What a step takes: counted against a count of our own; and how the allowed memory is divided."""
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, masking_utils
 
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
-from circuitsieve.footprint import Footprint, divide, footprint_of
+from circuitsieve.footprint import Division, Footprint, divide, footprint_of
 from circuitsieve.problem import Problem
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.training import Training
@@ -113,6 +114,34 @@ def test_layers_are_run_again_only_as_far_as_needed_and_the_rest_keeps_activatio
         division = divide(NUMBERS, allowed, checkpointing)
         assert division.checkpointed == layers
         assert division.kept == max(0, allowed - 1000 - NUMBERS.step(layers))
+
+
+def test_smaller_matrices_are_made_where_there_is_room_for_them() -> None:
+    numbers = replace(NUMBERS, narrowed=200)
+    enough = 1000 + numbers.step(0)
+    assert divide(numbers, enough + 250) == Division(0, 50, 200)
+    assert divide(numbers, enough + 200) == Division(0, 0, 200)
+    assert divide(numbers, enough + 199) == Division(0, 199, 0)
+    assert divide(numbers, enough - 1).narrowed == 0
+    assert divide(numbers, 10**6, "all").narrowed == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "shrinks"),
+    [
+        ({"method": "nested"}, True),
+        ({"method": "nested", "shrinking": "off"}, False),
+        ({"method": "nested", "memory": "0MB", "checkpointing": "none"}, False),
+        ({}, False),
+        ({"shrinking": "on"}, True),
+        ({"shrinking": "on", "checkpointing": "all"}, False),
+    ],
+)
+def test_a_search_leaves_out_what_is_closed_if_asked_and_if_there_is_room(
+    settings: dict[str, object], shrinks: bool
+) -> None:
+    with frozen(shared("llama").model):
+        assert problem_of("llama", **settings).train.shrinks == shrinks
 
 
 @pytest.mark.parametrize(("checkpointing", "expected"), [("none", 0), ("all", LAYERS), ("auto", LAYERS)])

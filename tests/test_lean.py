@@ -51,6 +51,22 @@ def run(
     return logits.detach(), {kind: mask.grad for kind, mask in learned.items()}
 
 
+@each_family
+def test_copies_take_no_more_than_is_set_aside_for_them(family: str) -> None:
+    subject = shared(family)
+    lean = Lean(subject, open_units(subject, 1))
+    weights = {parameter.untyped_storage().data_ptr() for parameter in subject.model.parameters()}
+    copies: dict[int, int] = {}
+    for site in lean.sites.values():
+        tensors = [value for narrowed in (*site.inputs, site.reading) for value in narrowed.attributes.values()]
+        for tensor in (*(value for value in tensors if isinstance(value, Tensor)), site.weight):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                copies[storage.data_ptr()] = storage.nbytes()
+    assert 0 < sum(copies.values()) <= Lean.most_bytes(subject)
+    assert all(site.weight.untyped_storage().data_ptr() in weights for site in lean.sites.values())
+
+
 @pytest.mark.parametrize("ablation", Ablation, ids=str)
 @each_family
 def test_logits_and_gradients_are_those_of_masks_of_0(family: str, ablation: Ablation) -> None:

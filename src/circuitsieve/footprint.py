@@ -14,6 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import PairBatch
 from circuitsieve.instrument import answer_logits, masked
+from circuitsieve.lean import Lean
 from circuitsieve.nodes import SiteMasks
 from circuitsieve.objective import kl, log_probs
 from circuitsieve.references import Reference, References
@@ -38,6 +39,8 @@ class Footprint:
     """The same, as they are where layers are run again (`narrowest`)."""
     said: int
     """What the full model says about the training pairs that come up more than once."""
+    narrowed: int = 0
+    """At most: the smaller matrices of passes that leave out what is closed."""
 
     def step(self, checkpointed: int) -> int:
         """The peak of a step above what is there between steps, with so many layers run again in the backward pass."""
@@ -68,10 +71,12 @@ class Division:
     """So many layers are run again in the backward pass."""
     kept: int
     """Bytes for corrupted activations between steps."""
+    narrowed: int = 0
+    """Bytes for the smaller matrices; 0 where nothing is to be left out, or where there is no room for them."""
 
 
 def divide(footprint: Footprint, allowed: int, checkpointing: str = "auto") -> Division:
-    """As few layers run again as fit; what is then left keeps corrupted activations.
+    """As few layers run again as fit, and smaller matrices if none is; what is then left keeps corrupted activations.
 
     Args:
         footprint: of a step.
@@ -81,11 +86,18 @@ def divide(footprint: Footprint, allowed: int, checkpointing: str = "auto") -> D
     left = allowed - footprint.said
     counts = {"none": [0], "all": [footprint.layers]}.get(checkpointing, range(footprint.layers + 1))
     checkpointed = next((n for n in counts if footprint.step(n) <= left), counts[-1])
-    return Division(checkpointed, max(0, left - footprint.step(checkpointed)))
+    left -= footprint.step(checkpointed)
+    narrowed = footprint.narrowed if checkpointed == 0 and footprint.narrowed <= left else 0
+    return Division(checkpointed, max(0, left - narrowed), narrowed)
 
 
 def footprint_of(
-    references: References, batches: Sequence[PairBatch], revisited: Sequence[PairBatch], site_masks: SiteMasks
+    references: References,
+    batches: Sequence[PairBatch],
+    revisited: Sequence[PairBatch],
+    site_masks: SiteMasks,
+    *,
+    shrinks: bool = False,
 ) -> Footprint:
     """Count what steps keep, on the first pair of the batch with the most tokens.
 
@@ -94,6 +106,7 @@ def footprint_of(
         batches: all training batches.
         revisited: those that come up more than once.
         site_masks: those of a step, differentiable.
+        shrinks: whether passes are to leave out what is closed; they do not where weights are offloaded.
     """
     subject = references.subject
     largest = max(batches, key=lambda batch: batch.clean.numel())
@@ -117,6 +130,7 @@ def footprint_of(
         baselines=pairs * baselines,
         narrow_baselines=pairs * baselines * narrowest(dtype).itemsize // dtype.itemsize,
         said=sum(map(len, revisited)) * reference.full.nbytes,
+        narrowed=Lean.most_bytes(subject) if shrinks and not subject.is_offloaded else 0,
     )
 
 

@@ -58,8 +58,10 @@ class LeanSite:
     open: Int[Tensor, " open"]
     among_computed: Int[Tensor, " open"]
     """Where the open units stand among those that are computed: closed heads of a group that is open are computed too."""
-    weight_closed: Float[Tensor, "width units"]
-    """Of the projection, with 0 for the open units: multiplying by zeros is quicker than picking columns of every baseline."""
+    weight: Float[Tensor, "width units"]
+    """Of the projection, whole; no copy."""
+    closed: Float[Tensor, " units"]
+    """1 for the closed units, 0 for the open ones: multiplying by zeros is quicker than picking columns of every baseline."""
     reading: Narrowed
     """The projection."""
     inputs: tuple[Narrowed, ...]
@@ -70,17 +72,12 @@ class LeanSite:
     def muted(self) -> "LeanSite":
         """The same, with its open units closed too."""
         weight, module = self.reading.attributes["weight"], self.reading.module
-        whole = module.get_parameter("weight").detach()
-        return replace(
-            self,
-            reading=Narrowed(module, {"weight": torch.zeros_like(weight)}),
-            weight_closed=whole.t() if is_input_major(module) else whole,
-        )
+        reading = Narrowed(module, {"weight": torch.zeros_like(weight)})
+        return replace(self, reading=reading, closed=torch.ones_like(self.closed))
 
     def of_closed(self, baseline: Float[Tensor, "*shape _"]) -> Float[Tensor, "*shape width"]:
         """What the closed units add to the projection's output."""
-        whole = baseline.to(self.weight_closed).expand(*baseline.shape[:-1], self.weight_closed.shape[1])
-        return nn.functional.linear(whole, self.weight_closed)
+        return nn.functional.linear(baseline.to(self.weight) * self.closed, self.weight)
 
 
 class Lean:
@@ -105,6 +102,11 @@ class Lean:
                         self.sites[site] = narrow(subject, site, units)
                     else:
                         self.sites[site] = narrow(subject, site, torch.arange(len(units)) == 0).muted()
+
+    @staticmethod
+    def most_bytes(subject: Subject) -> int:
+        """What the cut matrices take at most."""
+        return int(WORTH * sum(p.nbytes for block in subject.architecture.blocks for p in block.parameters()))
 
     @property
     def groups(self) -> dict[int, Int[Tensor, " groups"]]:
@@ -158,11 +160,11 @@ def _lean_site(
     weight = module.get_parameter("weight").detach()
     dim = 0 if is_input_major(module) else 1
     opened = units.nonzero().flatten().to(weight.device)
-    of_closed = weight.index_fill(dim, opened, 0)
     return LeanSite(
         open=opened,
         among_computed=units[computed].nonzero().flatten().to(weight.device),
-        weight_closed=of_closed.t() if is_input_major(module) else of_closed,
+        weight=weight.t() if is_input_major(module) else weight,
+        closed=(~units).to(weight),
         reading=Narrowed(module, {"weight": weight.index_select(dim, opened)}),
         inputs=inputs,
     )

@@ -94,6 +94,7 @@ def predict(
             "what the full model says": problem.footprint.said,
             "corrupted activations, kept": int(in_memory * _lasting_activations(problem)),
             "corrupted activations, validation": _validation_bytes(problem),
+            **({"matrices without what is closed": problem.footprint.narrowed} if problem.train.shrinks else {}),
             "a step": problem.footprint.step(problem.train.checkpointed),
             "card (allocators give little back before)": _card_bytes(
                 problem, [*test, *problem.validation.batches], card

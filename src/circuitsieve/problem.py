@@ -50,6 +50,8 @@ class Bench:
     batches: Sequence[PairBatch]
     checkpointed: int = 0
     """So many layers are run again in the backward pass."""
+    shrinks: bool = False
+    """Whether passes may leave out what is closed."""
     size_by: str = "units"
     """How circuits are sized."""
     processes: Processes = ALONE
@@ -157,7 +159,8 @@ class Problem:
 
         learner = subject if (dtype := training_dtype(subject, config)) is None else subject.in_dtype(dtype)
         learning, judging = references(learner), references(subject)
-        footprint = footprint_of(learning, train, revisited(train, config), _soft_masks(subject, config))
+        again = revisited(train, config)
+        footprint = footprint_of(learning, train, again, _soft_masks(subject, config), shrinks=config.shrinks)
         memory, disk = (bytes_of(name, getattr(config, name)) for name in ("memory", "disk"))
         division = divide(footprint, int((1 - VALIDATION_MEMORY) * memory), _checkpointing(subject, config))
         if division.checkpointed:
@@ -167,7 +170,7 @@ class Problem:
         problem = cls(
             subject,
             config,
-            Bench(learner, learning, train, division.checkpointed, processes=processes),
+            Bench(learner, learning, train, division.checkpointed, bool(division.narrowed), processes=processes),
             Bench(subject, judging, validation, size_by=config.size_by, processes=processes),
             constants,
             footprint,

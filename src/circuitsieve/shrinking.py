@@ -21,10 +21,10 @@ class Shrinking:
         """All units are computed.
 
         Args:
-            problem: what is searched; nothing is left out where the configuration says so, or where layers are run again.
+            problem: what is searched.
         """
         self.problem = problem
-        self.on = problem.config.shrinks and not problem.train.checkpointed
+        self.on = problem.train.shrinks
         self.lean: Lean | None = None
         """The passes; None where all is computed."""
         self.left: BoolMasks = {
