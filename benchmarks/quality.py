@@ -1,8 +1,8 @@
 """How good the circuits of every method are, at equal size, on the same held-out pairs.
 
     python benchmarks/quality.py measure --model smollm2 --tasks ioi ioi:split_names=false greater_than gender_pronoun \\
-        --out benchmarks/results/quality-smollm2.json
-    python benchmarks/quality.py page benchmarks/results/quality-*.json --out docs/quality.md
+        --out benchmarks/results/quality/smollm2.json
+    python benchmarks/quality.py page benchmarks/results/quality/*.json --out docs/quality.md
 
 `measure` makes a sweep for each task (`circuitsieve sweep` makes the same ones) under --runs, where it goes on if it was stopped,
 and writes JSON with the machine, the versions and the command. The seed draws the pairs and all that is random in the search. A
@@ -78,7 +78,7 @@ def arguments() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The points of every task, and where in the model the kept units lie."""
-    tasks = {}
+    begun, tasks = surroundings(), {}
     for task in options.tasks:
         folder = options.runs / f"{Path(options.model).name}-{task.replace(':', '-')}"
         name, _, words = task.partition(":")
@@ -89,7 +89,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             points = run_sweep(sweep, reporter)
         layers = {run.name: units_by_layer(run) for run in sorted((folder / "runs").iterdir())}
         tasks[task] = {"points": [vars(point) for point in points], "units by layer": layers}
-    return {**surroundings(), "model": options.model, "tasks": tasks}
+    return {**begun, "model": options.model, "tasks": tasks}
 
 
 def units_by_layer(run: Path) -> dict[str, list[int]]:
@@ -137,7 +137,7 @@ def table(points: Points) -> str:
         "| size | method | seeds | " + " | ".join(COLUMNS) + f" | KL / {RIVAL.replace('_', ' ')} |",
         "| ---: | --- |" + " ---: |" * (len(COLUMNS) + 2),
     ]
-    methods = dict.fromkeys(point["method"] for point in points)
+    methods = sorted({point["method"] for point in points}, key=METHODS.index)
     for size in sorted({point["asked"] for point in points}, reverse=True):
         rows = {m: [p for p in points if p["method"] == m and p["asked"] == size] for m in methods}
         rival = {p["seed"]: p["kl"] for p in rows.get(RIVAL, [])}
