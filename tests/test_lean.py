@@ -1,5 +1,6 @@
 """Passes without what is closed: the logits and gradients of masking it by 0, from smaller matrices."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from circuitsieve.ablations import constants
 from circuitsieve.data import batches
 from circuitsieve.instrument import answer_logits, masked
-from circuitsieve.lean import Lean
+from circuitsieve.lean import WORTH, Lean
 from circuitsieve.nodes import SiteMasks
 from circuitsieve.problem import Bench
 from circuitsieve.references import Reference, References
@@ -51,10 +52,23 @@ def run(
     return logits.detach(), {kind: mask.grad for kind, mask in learned.items()}
 
 
+def crowded(subject: Subject) -> dict[SiteKind, Tensor]:
+    """As many units of MLPs as are worth leaving others out, and one of every key/value group but the first of several."""
+    space = subject.space
+    dims, neurons = (space.shape(g)[1] for g in (Granularity.HEAD_DIM, Granularity.MLP_NEURON))
+    attention = torch.arange(dims) % (dims // space.kv_heads) == 0
+    attention[0] = space.kv_heads == 1
+    mlp = torch.arange(neurons) < WORTH * neurons
+    return {SiteKind.ATTN_READ: attention.repeat(LAYERS, 1), SiteKind.MLP_READ: mlp.repeat(LAYERS, 1)}
+
+
+@pytest.mark.parametrize("left", [lambda subject: open_units(subject, 1), crowded], ids=["random", "crowded"])
 @each_family
-def test_copies_take_no_more_than_is_set_aside_for_them(family: str) -> None:
+def test_copies_take_no_more_than_is_set_aside_for_them(
+    family: str, left: Callable[[Subject], dict[SiteKind, Tensor]]
+) -> None:
     subject = shared(family)
-    lean = Lean(subject, open_units(subject, 1))
+    lean = Lean(subject, left(subject))
     weights = {parameter.untyped_storage().data_ptr() for parameter in subject.model.parameters()}
     copies: dict[int, int] = {}
     for site in lean.sites.values():

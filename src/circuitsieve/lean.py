@@ -105,8 +105,15 @@ class Lean:
 
     @staticmethod
     def most_bytes(subject: Subject) -> int:
-        """What the cut matrices take at most."""
-        return int(WORTH * sum(p.nbytes for block in subject.architecture.blocks for p in block.parameters()))
+        """What the cut matrices take at most: half of every block, but nearly all of queries, keys and values.
+
+        Each of their groups but one may have an open unit, and is then computed whole.
+        """
+        outputs = subject.outputs_by_module({role: subject.rows(role).flatten() for role in ("q", "k", "v")})
+        blocks = subject.architecture.blocks
+        everything = sum(p.nbytes for block in blocks for p in block.parameters())
+        grouped = sum(p.nbytes for block in blocks for path in outputs for p in block.get_submodule(path).parameters())
+        return grouped + int(WORTH * (everything - grouped))
 
     @property
     def groups(self) -> dict[int, Int[Tensor, " groups"]]:

@@ -59,4 +59,5 @@ class Shrinking:
     def _set(self, left: BoolMasks) -> None:
         self.left = left
         if self.on:
+            self.lean = None  # its matrices go before others come
             self.lean = Lean(self.problem.train.subject, {UNITS_OF[leaf]: units for leaf, units in left.items()})
