@@ -33,10 +33,8 @@ from circuitsieve.vocabulary import Method
 class Discovery:
     """What a discovery found."""
 
-    circuit: Circuit
-    ranking: Ranking
     check: Check
-    """The circuit on the validation pairs."""
+    """The circuit, the ranking it was cut from, and how it does on the validation pairs."""
     config: DiscoveryConfig
     pairs: Pairs = field(repr=False)
     history: list[dict[str, int | float]] = field(repr=False)
@@ -46,6 +44,16 @@ class Discovery:
     interrupted: bool = False
     failure: str | None = None
     """Why the search ended before its time; the circuit is that of its last good checkpoint."""
+
+    @property
+    def circuit(self) -> Circuit:
+        """What is kept."""
+        return self.check.circuit
+
+    @property
+    def ranking(self) -> Ranking:
+        """What the circuit was cut from."""
+        return self.check.ranking
 
     @property
     def budget_met(self) -> bool | None:
@@ -134,8 +142,6 @@ def discover(
     provenance["model"]["processes"] = processes.count
     provenance["model"]["trained_in"] = str(problem.train.subject.model.dtype).removeprefix("torch.")
     return Discovery(
-        circuit=check.circuit,
-        ranking=check.ranking,
         check=check,
         config=config,
         pairs=pairs,
