@@ -25,18 +25,10 @@ from circuitsieve.loaders import TaskOptions
 from circuitsieve.progress import RichReporter
 from circuitsieve.runs import RunFolder
 from circuitsieve.sweep import Sweep, run_sweep
-from circuitsieve.vocabulary import UNIT_GRANULARITIES
+from circuitsieve.vocabulary import UNIT_GRANULARITIES, Method
 from circuitsieve.workflow import Job
 
-METHODS = (
-    "hard_concrete",
-    "nested",
-    "integrated_gradients",
-    "attribution",
-    "activation_gradient",
-    "activation_difference",
-    "random",
-)
+METHODS = tuple(map(str, Method))
 SIZES = (0.16, 0.08, 0.04, 0.02)
 TASKS = ("ioi", "greater_than", "gender_pronoun")
 RIVAL = "integrated_gradients"

@@ -126,8 +126,8 @@ def training_step(case: Case, problem: Problem) -> Callable[[], None]:
     if case.method != "ranking" and (second := next_phase(training.phase, lambda: problem)) is not None:
         training.begin(second)
     if isinstance(training.phase, FocusPhase) and case.left < 1:
-        units = training.phase.shrinking.left
-        training.phase.shrinking.leave({leaf: torch.rand(all_.shape) < case.left for leaf, all_ in units.items()})
+        shrinking = training.phase.shrinking
+        shrinking.leave({leaf: torch.rand(units.shape) < case.left for leaf, units in shrinking.left.items()})
 
     def step() -> None:
         measured = training.step(0, problem.train.batches[0])
