@@ -351,6 +351,16 @@ def test_help_loads_neither_torch_nor_transformers(code):
     assert python(f"import sys\nfrom circuitsieve import cli\n{code}\nprint({heavy})") == "set()"
 
 
+@pytest.mark.parametrize("words", [["show", "run"], ["show", "run", "--nodes"], ["compare", "run", "same"]])
+def test_what_only_reads_runs_does_not_load_transformers(home, tmp_path, words):
+    """It takes longer to load than they take."""
+    shutil.copytree(home / "run", tmp_path / "same")
+    places = {"run": str(home / "run"), "same": str(tmp_path / "same")}
+    words = [places.get(word, word) for word in words]
+    code = f"from circuitsieve import cli\ntry: cli.main({words})\nexcept SystemExit as end: assert not end.code"
+    assert python(f"import sys\n{code}\nprint({{'transformers'}} & set(sys.modules))") == "set()"
+
+
 def test_real_process_prints_one_document_and_no_noise(home, tmp_path):
     words = f"discover --model {home}/model --task {home}/pairs.jsonl --out {tmp_path}/new --steps 2 --json".split()
     done = subprocess.run([sys.executable, "-m", "circuitsieve", *words], capture_output=True, text=True, check=False)

@@ -11,7 +11,8 @@ from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
 from circuitsieve.evaluation import EvaluationConfig, stability
 from circuitsieve.evaluation.harness import Harness
-from circuitsieve.evaluation.stability import chance, consensus, jaccards
+from circuitsieve.evaluation.stability import consensus
+from circuitsieve.likeness import chance, jaccards
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
 from tiny import tiny_gpt2, tiny_pairs

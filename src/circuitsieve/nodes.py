@@ -12,9 +12,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from circuitsieve.architectures import Architecture, has_bias, in_features
 from circuitsieve.errors import ConfigError, one_of
 from circuitsieve.masks import BoolMasks, Masks, Scores
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation, Granularity, Site, SiteKind
@@ -287,32 +285,3 @@ class NodeSpace:
         """The kept share of the read-site units, in [0, 1]."""
         kept = self.kept_units(masks)
         return int(kept[SiteKind.ATTN_READ].sum() + kept[SiteKind.MLP_READ].sum()) / self.units
-
-
-def node_space(model: PreTrainedModel, architecture: Architecture) -> NodeSpace:
-    """Measure a model. Sizes come from the modules, not from the configuration (head_dim is not width / heads)."""
-    family, config = architecture.family, model.config
-    heads = int(config.num_attention_heads)
-    modules = {
-        name: architecture.projection(0, projection)
-        for name, projection in {
-            "q": family.q,
-            "k": family.k,
-            "v": family.v,
-            "attn_out": family.attn_out,
-            "mlp_in": family.mlp_in[0],
-            "mlp_out": family.mlp_out,
-        }.items()
-    }
-    return NodeSpace(
-        layers=len(architecture.blocks),
-        heads=heads,
-        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=in_features(modules["attn_out"]) // heads,
-        neurons=in_features(modules["mlp_out"]),
-        width=in_features(modules["mlp_in"]),
-        mlp_inputs=len(family.mlp_in),
-        biases=frozenset(name for name, module in modules.items() if has_bias(module)),
-        post_norm=family.attn_post_norm is not None,
-        joint_qk_norm=family.joint_qk_norm,
-    )

@@ -6,7 +6,7 @@ from typing import Any
 
 from circuitsieve.circuit import Circuit
 from circuitsieve.errors import RunError
-from circuitsieve.evaluation.stability import jaccards
+from circuitsieve.likeness import jaccards
 from circuitsieve.runs import RunFolder
 from circuitsieve.vocabulary import Granularity
 

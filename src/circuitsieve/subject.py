@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from circuitsieve.architectures import Architecture, architecture_of
+from circuitsieve.architectures import Architecture, architecture_of, has_bias, in_features
 from circuitsieve.errors import ModelError, UnsupportedModel
 from circuitsieve.narrow import CutProjection
-from circuitsieve.nodes import NodeSpace, node_space
+from circuitsieve.nodes import NodeSpace
 from circuitsieve.placement import device_of, is_dispatched, is_offloaded, refuse_wrapped
 
 
@@ -43,7 +43,7 @@ class Subject:
                 "it was made of"
             )
         assert isinstance(model, PreTrainedModel)  # architecture_of refuses everything else
-        return cls(model, architecture, node_space(model, architecture))
+        return cls(model, architecture, _node_space(model, architecture))
 
     def in_dtype(self, dtype: torch.dtype) -> "Subject":
         """A copy that computes in another dtype. Buffers, such as rotary frequencies, keep theirs, as in a checkpoint."""
@@ -100,6 +100,35 @@ class Subject:
     def is_offloaded(self) -> bool:
         """Whether some weights have no values but while their module runs; also in the backward pass, which needs them again."""
         return is_offloaded(self.model)
+
+
+def _node_space(model: PreTrainedModel, architecture: Architecture) -> NodeSpace:
+    """Measure a model. Sizes come from the modules, not from the configuration (head_dim is not width / heads)."""
+    family, config = architecture.family, model.config
+    heads = int(config.num_attention_heads)
+    modules = {
+        name: architecture.projection(0, projection)
+        for name, projection in {
+            "q": family.q,
+            "k": family.k,
+            "v": family.v,
+            "attn_out": family.attn_out,
+            "mlp_in": family.mlp_in[0],
+            "mlp_out": family.mlp_out,
+        }.items()
+    }
+    return NodeSpace(
+        layers=len(architecture.blocks),
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=in_features(modules["attn_out"]) // heads,
+        neurons=in_features(modules["mlp_out"]),
+        width=in_features(modules["mlp_in"]),
+        mlp_inputs=len(family.mlp_in),
+        biases=frozenset(name for name, module in modules.items() if has_bias(module)),
+        post_norm=family.attn_post_norm is not None,
+        joint_qk_norm=family.joint_qk_norm,
+    )
 
 
 def fitting(model: nn.Module, space: NodeSpace) -> Subject:

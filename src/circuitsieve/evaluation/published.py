@@ -6,7 +6,7 @@ They are whole heads (and MLPs), found by other means under other baselines: no 
 from circuitsieve.circuit import Circuit
 from circuitsieve.evaluation.harness import Harness
 from circuitsieve.evaluation.metrics import Summary
-from circuitsieve.evaluation.stability import chance
+from circuitsieve.likeness import chance
 from circuitsieve.vocabulary import Granularity
 
 IOI = {

@@ -7,12 +7,11 @@ of the same sizes.
 
 import itertools
 import random
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from scipy import stats
 
 from circuitsieve.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
@@ -20,8 +19,8 @@ from circuitsieve.data import Pairs
 from circuitsieve.discovery import discover
 from circuitsieve.evaluation.harness import Harness
 from circuitsieve.evaluation.metrics import Summary
-from circuitsieve.masks import BoolMasks
-from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity, Method
+from circuitsieve.likeness import COMPARED, jaccards
+from circuitsieve.vocabulary import UNIT_GRANULARITIES, Method
 
 RERUNS = 2
 """With other seeds, and as many on resampled pairs."""
@@ -29,7 +28,6 @@ STEPS = 150
 """Of a rerun, at most."""
 BATCHES_OF_A_SEARCH = 4 * STEPS
 """About as many batches run forward take as long as a rerun: steps go back as well, and there are looks and a final cut."""
-COMPARED = (Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK, Granularity.HEAD, *UNIT_GRANULARITIES)
 
 
 def reruns(pairs: Pairs, config: DiscoveryConfig | None) -> int:
@@ -72,28 +70,6 @@ def consensus(circuits: Sequence[Circuit]) -> Circuit:
     return Circuit(first.space, masks, first.ablation, first.constants)
 
 
-def jaccards(first: BoolMasks, second: BoolMasks) -> dict[str, dict[str, float | None]]:
-    """By granularity: the share of the nodes in either circuit that are in both, and what chance would give."""
-    found = {}
-    for granularity in COMPARED:
-        a, b = first[granularity], second[granularity]
-        either = int((a | b).sum())
-        found[str(granularity)] = {
-            "jaccard": int((a & b).sum()) / either if either else None,
-            "chance": chance(int(a.sum()), int(b.sum()), a.numel()),
-        }
-    return found
-
-
-def chance(first: int, second: int, total: int) -> float | None:
-    """The expected Jaccard index of random sets of so many of `total` nodes; None where both are empty."""
-    if first + second == 0:
-        return None
-    both = np.arange(min(first, second) + 1)
-    weights = stats.hypergeom.pmf(both, total, first, second)
-    return float((weights * both / (first + second - both)).sum())
-
-
 def _compared(circuits: Sequence[Circuit]) -> dict[str, Any]:
     return _mean([jaccards(a.masks, b.masks) for a, b in itertools.combinations(circuits, 2)])
 
@@ -101,7 +77,7 @@ def _compared(circuits: Sequence[Circuit]) -> dict[str, Any]:
 def _mean(all_of_them: Sequence[dict[str, dict[str, float | None]]]) -> dict[str, Any]:
     def mean(granularity: str, name: str) -> float | None:
         values = [value for one in all_of_them if (value := one[granularity][name]) is not None]
-        return float(np.mean(values)) if values else None
+        return statistics.fmean(values) if values else None
 
     return {str(g): {name: mean(str(g), name) for name in ("jaccard", "chance")} for g in COMPARED}
 
