@@ -14,9 +14,11 @@ run: $(VENV)/installed
 run-smollm2: $(VENV)/smollm2
 	$(BIN)/circuitsieve discover --model smollm2 --task ioi --max-kl 0.16 --out runs/smollm2-ioi --overwrite
 
-# Tiny models: a process for each core is quicker than several threads in one.
+# Tiny models: a process for each core is quicker than several threads in one. Types and shapes are checked at every call,
+# which takes longer than what is called: a bare `pytest` does not.
+TYPED := --jaxtyping-packages=circuitsieve,beartype.beartype
 test: lint $(VENV)/smollm2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not smollm2" --numprocesses auto --dist loadfile $(TYPED)
 	$(BIN)/python -m pytest -m smollm2
 
 lint: $(VENV)/dev

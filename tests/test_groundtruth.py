@@ -27,6 +27,7 @@ def known() -> KnownModel:
     return confined(LEVEL)
 
 
+@pytest.mark.slow
 def test_the_known_nodes_do_the_task_and_nothing_else_does(known: KnownModel):
     """By the plain model on corrupted prompts, and with the nodes alone."""
     space = Subject.of(known.model).space
@@ -45,6 +46,7 @@ def test_the_known_nodes_do_the_task_and_nothing_else_does(known: KnownModel):
             assert corrupted[:SYMBOLS].argmax() == example.wrong_answers[0]
 
 
+@pytest.mark.slow
 def test_each_known_node_is_needed(known: KnownModel):
     space = Subject.of(known.model).space
     circuit = known.circuits[0]
@@ -64,6 +66,7 @@ def test_each_known_node_is_needed(known: KnownModel):
             assert kl(fewer) > before + 0.02, f"L{layer}.{granularity}.{index}"
 
 
+@pytest.mark.slow
 def test_the_search_finds_what_is_known(known: KnownModel):
     for circuit in known.circuits:
         assert {str(g): int(mark.sum()) for g, mark in circuit.truth.items()} == {"head": 2, "mlp_neuron": 5}

@@ -22,7 +22,6 @@ from circuitsieve.parallel import Processes, of_torchrun
 from tiny import name_pairs, tiny_folder, tiny_loaded, tiny_pairs, write_jsonl
 from tiny_cli import complaint
 
-COUNTS = (2, 4)
 TOLERANCE, OF_SCORES = 1e-3, 0.05
 """Scores are about 10: Adam magnifies the rounding of small gradients."""
 
@@ -44,11 +43,11 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 # --- what is found ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=COUNTS)
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """What searches come to that are shared."""
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """What searches come to that four processes share: of the last batches, one of them has no pair."""
     path = tmp_path_factory.mktemp("shared") / "found.safetensors"
-    status, _, said = finish(start(request.param, shared_searches.__file__, path))
+    status, _, said = finish(start(4, shared_searches.__file__, path))
     assert status == 0, said
     return safetensors.torch.load_file(path)
 
@@ -58,6 +57,7 @@ def alone(name: str) -> dict[str, torch.Tensor]:
     return shared_searches.content(shared_searches.search(name, distributed=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shared_searches.SEARCHES)
 def test_several_processes_find_what_one_finds(shared: dict[str, torch.Tensor], name: str) -> None:
     expected = alone(name)
@@ -104,10 +104,11 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     home = tmp_path_factory.mktemp("inputs")
     tiny_folder(home / "model")
     write_jsonl(home / "pairs.jsonl", name_pairs(40))
-    said = ["--model", home / "model", "--task", home / "pairs.jsonl", "--steps", 400, "--early-stopping", "off"]
+    said = ["--model", home / "model", "--task", home / "pairs.jsonl", "--steps", 150, "--early-stopping", "off"]
     return ["-m", "circuitsieve", "discover", *said, "--batch-size", 5]
 
 
+@pytest.mark.slow
 def test_a_shared_run_that_is_killed_goes_on_to_the_same_bytes(words: list[object], tmp_path: Path) -> None:
     status, out, said = finish(start(2, *words, "--out", tmp_path / "whole", "--json"))
     assert status == 0, said
@@ -131,6 +132,7 @@ def test_a_shared_run_that_is_killed_goes_on_to_the_same_bytes(words: list[objec
     assert (status, said.count("the search had ended before")) == (0, 1), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "expected"),
     [

@@ -34,6 +34,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "getstate", lambda: None)  # beartype draws from Python's own while it checks types
 
 
+@pytest.mark.slow
 def test_repeated_discoveries_leave_nothing(subjects: Subjects) -> None:
     endings = {job.ending for job in SHORT}
     assert endings == {None, KeyboardInterrupt, soak.Broken}

@@ -30,6 +30,7 @@ def test_there_are_three() -> None:
     assert len(TUTORIALS) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_a_tutorial_runs(path: Path, tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("run_tutorials", ROOT / "scripts/run_tutorials.py")

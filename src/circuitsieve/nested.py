@@ -19,7 +19,7 @@ from circuitsieve.masks import Masks, Scores
 from circuitsieve.states import State, part, under
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
 
-BISECTIONS = 40
+BISECTIONS = 30
 """Halvings of the interval that the threshold lies in: from scores of hundreds to beyond the last bits of float32."""
 OPEN = 4.0
 """Where nodes start that are no units: open by 98 %."""
