@@ -33,8 +33,8 @@ SIZES = (0.16, 0.08, 0.04, 0.02)
 TASKS = ("ioi", "greater_than", "gender_pronoun")
 RIVAL = "integrated_gradients"
 COLUMNS = {
-    "KL, nats": ("kl", ".3f"),
-    "KL, training pairs": ("training_kl", ".3f"),
+    "KL, nats": ("kl", ".3g"),
+    "KL, training pairs": ("training_kl", ".3g"),
     "accuracy": ("accuracy", ".3f"),
     "faithfulness": ("faithfulness", ".2f"),
     "heads": ("heads", ".0f"),
@@ -46,6 +46,8 @@ COLUMNS = {
 """Of the tables: a figure and its format."""
 SPREAD = ("kl",)
 """Figures that are shown with the lowest and the highest over the seeds."""
+FEW = 6
+"""Layers: of so many each is shown."""
 Points = list[dict[str, Any]]
 
 
@@ -148,23 +150,35 @@ def against(same: Points, rival: Mapping[int, float]) -> str:
     if not both:
         return ""
     own, other = map(statistics.median, zip(*both, strict=True))
-    return f"{own / other:.2f}"
+    return format(own / other, ".2f" if own < 10 * other else ",.0f")
 
 
 def where(layers: dict[str, dict[str, list[int]]]) -> str:
-    """Where in the model the kept units of learned circuits lie: layer 0, and each third of the layers."""
+    """Where in the model the kept units lie: in each layer, or in layer 0 and each third of many layers."""
     groups: dict[str, list[list[int]]] = {}
     for run, by_granularity in layers.items():
         method, _, size = run.rsplit("-", 2)
         both = [sum(units) for units in zip(*by_granularity.values(), strict=True)]
         groups.setdefault(f"{method.replace('_', ' ')}, {float(size):.0%}", []).append(both)
-    lines = ["| kept units | layer 0 | first third | second | last |", "| --- |" + " ---: |" * 4]
+    bounds = parts(len(next(iter(groups.values()))[0]))
+    lines = ["| kept units | " + " | ".join(bounds) + " |", "| --- |" + " ---: |" * len(bounds)]
     for name, runs in groups.items():
-        third = -(-len(runs[0]) // 3)
-        bounds = ((0, 1), (0, third), (third, 2 * third), (2 * third, None))
-        cells = [statistics.median(sum(run[a:b]) for run in runs) for a, b in bounds]
+        cells = [statistics.median(sum(run[a:b]) for run in runs) for a, b in bounds.values()]
         lines.append(f"| {name} | " + " | ".join(f"{value:,.0f}" for value in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def parts(layers: int) -> dict[str, tuple[int, int]]:
+    """The first layer and the one after the last of each part of a model that is shown."""
+    if layers <= FEW:
+        return {f"layer {layer}": (layer, layer + 1) for layer in range(layers)}
+    third = -(-layers // 3)
+    return {
+        "layer 0": (0, 1),
+        "first third": (0, third),
+        "second": (third, 2 * third),
+        "last": (2 * third, layers),
+    }
 
 
 def cell(same: Points, name: str, form: str) -> str:
