@@ -22,6 +22,7 @@ from circuitsieve.parallel import Processes, of_torchrun
 from tiny import name_pairs, tiny_folder, tiny_loaded, tiny_pairs, write_jsonl
 from tiny_cli import complaint
 
+COUNTS = (2, 4)
 TOLERANCE, OF_SCORES = 1e-3, 0.05
 """Scores are about 10: Adam magnifies the rounding of small gradients."""
 
@@ -43,11 +44,11 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 # --- what is found ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """What searches come to that four processes share: of the last batches, one of them has no pair."""
+@pytest.fixture(scope="module", params=COUNTS)
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """What searches come to that are shared."""
     path = tmp_path_factory.mktemp("shared") / "found.safetensors"
-    status, _, said = finish(start(4, shared_searches.__file__, path))
+    status, _, said = finish(start(request.param, shared_searches.__file__, path))
     assert status == 0, said
     return safetensors.torch.load_file(path)
 
