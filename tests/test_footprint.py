@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, masking_utils
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
 from circuitsieve.footprint import Division, Footprint, divide, footprint_of
-from circuitsieve.problem import Problem
+from circuitsieve.problem import VALIDATION_MEMORY, Problem
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.training import Training
 from models import LAYERS, VOCABULARY, WIDTH, each_family, random_examples, shared
@@ -124,6 +124,41 @@ def test_smaller_matrices_are_made_where_there_is_room_for_them() -> None:
     assert divide(numbers, enough + 199) == Division(0, 199, 0)
     assert divide(numbers, enough - 1).narrowed == 0
     assert divide(numbers, 10**6, "all").narrowed == 0
+
+
+@pytest.mark.parametrize(
+    ("kept", "disk", "rounded"),
+    [(600, 0, False), (599, 0, True), (500, 100, False), (500, 99, True), (0, 0, False), (0, 99, True)],
+)
+def test_corrupted_activations_are_rounded_where_some_of_them_find_room_but_not_all(
+    kept: int, disk: int, rounded: bool
+) -> None:
+    numbers = replace(NUMBERS, lasting=600)
+    found = divide(numbers, 1000 + numbers.step(0) + kept, disk=disk)
+    assert found == Division(0, kept, rounded=rounded)
+    assert (numbers.all_kept(rounded=False), numbers.all_kept(rounded=True)) == (600, 300)
+    assert NUMBERS.all_kept(rounded=True) == 0
+
+
+def test_rounded_activations_are_kept_twice_as_often_and_hardly_change_the_search() -> None:
+    """With half of the memory that all of them take."""
+    with frozen(shared("llama").model):
+        plenty = problem_of("llama", steps=8)
+        batches = plenty.train.batches
+        needed = sum(t.nbytes for batch in batches for t in plenty.train.references(batch).baselines.values())
+        assert plenty.footprint.lasting == needed
+        there = plenty.footprint.said + plenty.footprint.step(0)
+        allowed = (there + needed * 5 / 8) / (1 - VALIDATION_MEMORY)
+        tight = problem_of("llama", steps=8, memory=f"{allowed / 2**20:.9f}MB")
+        assert plenty.train.references.dtype is None
+        for batch in batches:
+            reference = tight.train.references(batch)
+            assert reference.lasting
+            assert all(baseline.dtype == torch.bfloat16 for baseline in reference.baselines.values())
+        searches = [Training(problem) for problem in (tight, plenty)]
+        assert not any(search.run() for search in searches)
+    for one, other in zip(*(search.history for search in searches), strict=True):
+        assert one["kl"] == pytest.approx(other["kl"], rel=2**-8)
 
 
 @pytest.mark.parametrize(

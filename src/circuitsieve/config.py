@@ -146,7 +146,8 @@ class DiscoveryConfig:
 
     memory: str = "8GB"
     """How much memory the search may take above the weights of the model, such as 8GB or 500MB. What steps leave of it keeps
-    corrupted activations, which are else computed anew; where a step does not fit, layers are run again in its backward pass."""
+    corrupted activations, those of a float32 training in bfloat16 if all would not fit; what still does not is computed anew.
+    Where a step does not fit, layers are run again in its backward pass."""
 
     disk: str = "0GB"
     """How much more of the corrupted activations may be kept in a temporary file."""

@@ -36,11 +36,17 @@ class Footprint:
     baselines: int
     """The corrupted activations of one batch."""
     narrow_baselines: int
-    """The same, as they are where layers are run again (`narrowest`)."""
+    """The same, in fewer bits (`narrowest`)."""
     said: int
     """What the full model says about the training pairs that come up more than once."""
     narrowed: int = 0
     """At most: the smaller matrices of passes that leave out what is closed."""
+    lasting: int = 0
+    """The corrupted activations of the training pairs that come up more than once."""
+
+    def all_kept(self, rounded: bool) -> int:
+        """What it takes to keep the corrupted activations of all pairs that come up more than once, also in fewer bits."""
+        return self.lasting * self.narrow_baselines // self.baselines if rounded and self.lasting else self.lasting
 
     def step(self, checkpointed: int) -> int:
         """The peak of a step above what is there between steps, with so many layers run again in the backward pass."""
@@ -50,7 +56,7 @@ class Footprint:
 
 
 def narrowest(dtype: torch.dtype) -> torch.dtype:
-    """What corrupted activations are kept in where memory is so short that layers are run again: bfloat16 for float32."""
+    """What corrupted activations are kept in where memory is short: bfloat16 for float32."""
     return torch.bfloat16 if dtype == torch.float32 else dtype
 
 
@@ -73,22 +79,28 @@ class Division:
     """Bytes for corrupted activations between steps."""
     narrowed: int = 0
     """Bytes for the smaller matrices; 0 where nothing is to be left out, or where there is no room for them."""
+    rounded: bool = False
+    """Whether corrupted activations are kept in fewer bits (`narrowest`)."""
 
 
-def divide(footprint: Footprint, allowed: int, checkpointing: str = "auto") -> Division:
+def divide(footprint: Footprint, allowed: int, checkpointing: str = "auto", disk: int = 0) -> Division:
     """As few layers run again as fit, and smaller matrices if none is; what is then left keeps corrupted activations.
+
+    They are rounded where only some of them find room, and where layers are run again.
 
     Args:
         footprint: of a step.
         allowed: bytes above the weights. Where even the least does not fit, the least is taken.
         checkpointing: auto, or none or all of the layers, whatever fits.
+        disk: bytes in files that keep corrupted activations, too.
     """
     left = allowed - footprint.said
     counts = {"none": [0], "all": [footprint.layers]}.get(checkpointing, range(footprint.layers + 1))
     checkpointed = next((n for n in counts if footprint.step(n) <= left), counts[-1])
     left -= footprint.step(checkpointed)
     narrowed = footprint.narrowed if checkpointed == 0 and footprint.narrowed <= left else 0
-    return Division(checkpointed, max(0, left - narrowed), narrowed)
+    kept = max(0, left - narrowed)
+    return Division(checkpointed, kept, narrowed, checkpointed > 0 or 0 < kept + disk < footprint.lasting)
 
 
 def footprint_of(
@@ -131,6 +143,7 @@ def footprint_of(
         narrow_baselines=pairs * baselines * narrowest(dtype).itemsize // dtype.itemsize,
         said=sum(map(len, revisited)) * reference.full.nbytes,
         narrowed=Lean.most_bytes(subject) if shrinks and not subject.is_offloaded else 0,
+        lasting=pairs * baselines * sum(batch.clean.numel() for batch in revisited) // largest.clean.numel(),
     )
 
 

@@ -17,7 +17,7 @@ from circuitsieve.attribution import points
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import PairBatch, Pairs, batches
 from circuitsieve.evaluation import EvaluationConfig
-from circuitsieve.itinerary import looked_at, order, revisited
+from circuitsieve.itinerary import looked_at, order
 from circuitsieve.phases import first_phase
 from circuitsieve.placement import offloaded_bytes, whereabouts
 from circuitsieve.problem import Problem
@@ -213,11 +213,8 @@ def _card_bytes(problem: Problem, judged: Sequence[PairBatch], card: EvaluationC
 
 
 def _lasting_activations(problem: Problem) -> int:
-    """Bytes of the corrupted activations of the training pairs that come up more than once."""
-    largest = max(batch.clean.numel() for batch in problem.train.batches)
-    footprint = problem.footprint
-    each = footprint.narrow_baselines if problem.train.checkpointed else footprint.baselines
-    return each * sum(batch.clean.numel() for batch in revisited(problem.train.batches, problem.config)) // largest
+    """Bytes of the corrupted activations of the training pairs that come up more than once, as they are kept."""
+    return problem.footprint.all_kept(rounded=problem.train.references.dtype is not None)
 
 
 def _kept_shares(problem: Problem) -> tuple[float, float]:

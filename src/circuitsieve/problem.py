@@ -162,10 +162,11 @@ class Problem:
         again = revisited(train, config)
         footprint = footprint_of(learning, train, again, _soft_masks(subject, config), shrinks=config.shrinks)
         memory, disk = (bytes_of(name, getattr(config, name)) for name in ("memory", "disk"))
-        division = divide(footprint, int((1 - VALIDATION_MEMORY) * memory), _checkpointing(subject, config))
-        if division.checkpointed:
+        room, files = (int((1 - VALIDATION_MEMORY) * allowed) for allowed in (memory, disk))
+        division = divide(footprint, room, _checkpointing(subject, config), files)
+        if division.rounded:
             learning.dtype = narrowest(learner.model.dtype)
-        learning.store = Store(division.kept, int((1 - VALIDATION_MEMORY) * disk))
+        learning.store = Store(division.kept, files)
         judging.store = Store(int(VALIDATION_MEMORY * memory), int(VALIDATION_MEMORY * disk))
         problem = cls(
             subject,
