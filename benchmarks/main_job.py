@@ -79,6 +79,7 @@ def arguments() -> argparse.Namespace:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--max-kl", type=float)
     budget.add_argument("--min-faithfulness", type=float)
+    parser.add_argument("--method", default=DiscoveryConfig().method)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/main_job"))
     parser.add_argument("--out", type=Path, required=True)
@@ -92,7 +93,9 @@ def one_run(options: argparse.Namespace, task: str, seed: int) -> Results:
         model=options.model,
         task=task,
         out=str(options.runs / f"{Path(options.model).name}-{task}-{seed}"),
-        config=DiscoveryConfig(max_kl=options.max_kl, min_faithfulness=options.min_faithfulness, seed=seed),
+        config=DiscoveryConfig(
+            method=options.method, max_kl=options.max_kl, min_faithfulness=options.min_faithfulness, seed=seed
+        ),
         data=TaskOptions(seed=seed),
         overwrite=True,
     )

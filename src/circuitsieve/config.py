@@ -82,7 +82,7 @@ class DiscoveryConfig:
     ablation: str = "corrupted"
     """What ablated nodes are replaced by: corrupted, mean, mean_positional, zero, resample or optimal."""
 
-    ranking_share: float = 0.4
+    ranking_share: float = 0.2
     """The share of the steps that rank all nodes first, by nested soft masks of every size (paper: 0; ignored with a fixed
     pressure, where gates start as the paper does)."""
 
