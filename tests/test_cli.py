@@ -167,12 +167,19 @@ def test_nested_masks_go_the_whole_way(called, discover, tmp_path):
 
 
 def test_flags_come_on_top_of_a_file(discover, tmp_path):
-    (tmp_path / "settings.json").write_text('{"granularities": ["head", "mlp_neuron"], "lr": 0.5, "pressure": 1}')
+    (tmp_path / "settings.json").write_text(
+        '{"granularities": ["head", "mlp_neuron"], "lr": 0.5, "pressure": 1, "method": "hard_concrete"}'
+    )
     output = discover("--config", tmp_path / "settings.json", "--lr", 0.25, "--penalty", "head=2", "mlp_neuron=0.5")
     assert output.status == 0
     config = DiscoveryConfig.from_dict(json.loads((tmp_path / "new/config.json").read_text())["discovery"])
     assert config == DiscoveryConfig(
-        granularities=("head", "mlp_neuron"), lr=0.25, pressure=1.0, steps=3, penalty={"head": 2.0, "mlp_neuron": 0.5}
+        method="hard_concrete",
+        granularities=("head", "mlp_neuron"),
+        lr=0.25,
+        pressure=1.0,
+        steps=3,
+        penalty={"head": 2.0, "mlp_neuron": 0.5},
     )
     card = json.loads((tmp_path / "new/card.json").read_text())
     assert card["budget_met"] is None

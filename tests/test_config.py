@@ -41,13 +41,13 @@ def test_every_setting_survives_json():
 def test_budget_is_a_kl_of_one_tenth_unless_another_is_given():
     assert DiscoveryConfig().max_kl == 0.1
     assert DiscoveryConfig(min_faithfulness=0.9).max_kl is None
-    assert DiscoveryConfig(pressure=2.0).max_kl is None
+    assert DiscoveryConfig(method="hard_concrete", pressure=2.0).max_kl is None
     assert DiscoveryConfig(size=0.1).max_kl is None
 
 
 def test_new_budget_takes_the_place_of_the_old_one():
-    config = DiscoveryConfig(pressure=2.0, steps=7)
-    assert config.replaced(steps=8) == DiscoveryConfig(pressure=2.0, steps=8)
+    config = DiscoveryConfig(method="hard_concrete", pressure=2.0, steps=7)
+    assert config.replaced(steps=8) == DiscoveryConfig(method="hard_concrete", pressure=2.0, steps=8)
     assert config.replaced(max_kl=0.5) == DiscoveryConfig(max_kl=0.5, steps=7)
     with pytest.raises(ConfigError, match="budget: found max_kl and min_faithfulness, expected one of them"):
         config.replaced(max_kl=0.5, min_faithfulness=0.9)
@@ -88,10 +88,10 @@ def test_new_budget_takes_the_place_of_the_old_one():
             {"method": "nested", "ranking_share": 0.0},
             "method nested: found no steps that rank, expected a ranking_share above 0 and a budget",
         ),
-        ({"method": "nested", "pressure": 1.0}, "method nested: found no steps that rank"),
+        ({"method": "nested", "pressure": 1.0}, "method nested: found a fixed pressure, expected method hard_concrete"),
         (
             {"method": "attribution", "pressure": 1.0},
-            "method attribution: found a fixed pressure, expected another budget",
+            "method attribution: found a fixed pressure, expected method hard_concrete",
         ),
         ({"score_sign": "positive"}, "score_sign: found 'positive', expected one of absolute, signed"),
         ({"integration_points": 0}, "integration_points: found 0, expected a whole number of at least 1"),
@@ -276,5 +276,6 @@ def test_out_dims_are_searched_by_nested_alone_unless_asked_for() -> None:
 
 
 def test_nothing_is_ranked_where_no_units_are_searched() -> None:
-    assert DiscoveryConfig(granularities=("mlp_out_dim", "embed")).ranking_steps == 0
-    assert DiscoveryConfig(granularities=("mlp_out_dim", "layer")).ranking_steps == 360
+    config = DiscoveryConfig(method="hard_concrete", steps=100, ranking_share=0.3)
+    assert config.replaced(granularities=("mlp_out_dim", "embed")).ranking_steps == 0
+    assert config.replaced(granularities=("mlp_out_dim", "layer")).ranking_steps == 30

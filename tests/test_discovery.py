@@ -78,7 +78,7 @@ def random_pairs(n: int, seed: int) -> tuple[Example, ...]:
 
 
 PAIRS = Pairs(random_pairs(64, 0), random_pairs(32, 1), random_pairs(32, 2))
-CONFIG = DiscoveryConfig(max_kl=0.02, max_accuracy_drop=0.3, steps=250, batch_size=16, seed=0)
+CONFIG = DiscoveryConfig(method="hard_concrete", max_kl=0.02, max_accuracy_drop=0.3, steps=250, batch_size=16, seed=0)
 
 
 @pytest.fixture(scope="module", params=["hard_concrete", "nested", "gates alone"])
@@ -160,7 +160,7 @@ def test_every_ablation_and_sampling_runs_over_all_granularities(
 
 def test_a_price_presses_its_own_granularity(planted: GPT2LMHeadModel) -> None:
     """Fixed pressure, one granularity priced out: its log_alpha ends lower than with a price of 0."""
-    base = DiscoveryConfig(pressure=1.0, steps=10, batch_size=16, lr=0.1)
+    base = DiscoveryConfig(method="hard_concrete", pressure=1.0, steps=10, batch_size=16, lr=0.1)
     dear = discover(planted, PAIRS, base.replaced(penalty={"mlp_neuron": 50.0}))
     free = discover(planted, PAIRS, base.replaced(penalty={"mlp_neuron": 0.0}))
     neuron, head = Granularity.MLP_NEURON, Granularity.HEAD

@@ -16,7 +16,15 @@ from models import random_examples, shared
 
 EXAMPLES = random_examples([7] * 24)
 PAIRS = Pairs(tuple(EXAMPLES[:16]), tuple(EXAMPLES[16:20]), tuple(EXAMPLES[20:]))
-BASE = DiscoveryConfig(steps=60, batch_size=4, warmup=5, ranking_share=0.5, max_kl=0.3, max_accuracy_drop=0.9)
+BASE = DiscoveryConfig(
+    method="hard_concrete",
+    steps=60,
+    batch_size=4,
+    warmup=5,
+    ranking_share=0.5,
+    max_kl=0.3,
+    max_accuracy_drop=0.9,
+)
 CONFIGS = {
     "nested": BASE.replaced(method="nested"),
     "hard_concrete": BASE,

@@ -242,9 +242,10 @@ class DiscoveryConfig:
             raise ConfigError(f"ranking_sizes: found {sizes}, expected two fractions, the lower one first")
         if not 0 <= self.ranking_share < 1:
             raise ConfigError(f"ranking_share: found {self.ranking_share}, expected a number of at least 0 and below 1")
-        if not Method(self.method).learns and self.pressure is not None:
+        if self.method != Method.HARD_CONCRETE and self.pressure is not None:
             raise ConfigError(
-                f"method {self.method}: found a fixed pressure, expected another budget (nothing is learned)"
+                f"method {self.method}: found a fixed pressure, expected method hard_concrete, whose gates it presses on, or "
+                "another budget"
             )
         if self.method == "nested" and not self._searches_units:
             raise ConfigError(f"method nested: found no granularity with units to rank, {UNITS_EXPECTED}")
