@@ -158,7 +158,7 @@ def test_every_ablation_goes_the_whole_way(called, discover, tmp_path, ablation)
 
 
 def test_nested_masks_go_the_whole_way(called, discover, tmp_path):
-    first = document(discover("--method", "nested", "--json", steps=10))
+    first = document(discover("--method", "nested", "--ranking-share", 0.4, "--json", steps=10))
     again = document(called("evaluate", tmp_path / "new", "--json"))
     assert again["test"] == pytest.approx(first["test"])
     history = [json.loads(line) for line in (tmp_path / "new/history.jsonl").read_text().splitlines()]
@@ -237,7 +237,7 @@ def test_interrupted_search_leaves_a_run_to_evaluate(called, discover, tmp_path,
         return draw(self, *words, **others)
 
     monkeypatch.setattr(drawing, "draw", interrupted)
-    output = discover(steps=10)
+    output = discover("--method", "hard_concrete", "--ranking-share", 0.4, steps=10)
     assert output.status == 130
     assert (
         f"interrupted after {done} of 10 steps; the circuit so far lies in {tmp_path}/new: evaluate it with"
