@@ -196,7 +196,7 @@ def test_an_interrupted_search_is_tracked_as_far_as_it_went(discover, database, 
         return draw(self, *words, **others)
 
     monkeypatch.setattr(Nested, "draw", interrupted)
-    assert discover("interrupted", "--track", "trackio").status == 130
+    assert discover("interrupted", "--track", "trackio", "--ranking-share", 0.4).status == 130
     kept, circuit = in_trackio(database, "interrupted"), read(tmp_path / "interrupted", "circuit.json")
     assert kept.steps == in_history(tmp_path / "interrupted") != []
     assert kept.summary["size"] == circuit["size"]
