@@ -25,6 +25,7 @@ from rich.table import Table
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.loaders import TaskOptions
 from circuitsieve.progress import RichReporter
+from circuitsieve.vocabulary import Method
 from circuitsieve.workflow import Job, run
 
 ROWS = {
@@ -79,7 +80,7 @@ def arguments() -> argparse.Namespace:
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--max-kl", type=float)
     budget.add_argument("--min-faithfulness", type=float)
-    parser.add_argument("--method", default=DiscoveryConfig().method)
+    parser.add_argument("--method", default=DiscoveryConfig().method, choices=list(map(str, Method)))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/main_job"))
     parser.add_argument("--out", type=Path, required=True)
@@ -119,14 +120,14 @@ def summary(runs: dict[str, Results]) -> list[tuple[str, ...]]:
 def title(options: argparse.Namespace, task: str) -> str:
     """What was asked for."""
     budget = f"max KL {options.max_kl}" if options.max_kl else f"min faithfulness {options.min_faithfulness}"
-    return f"{options.model}, {task}, {budget}, {len(options.seeds)} seeds"
+    return f"{options.model}, {task}, {options.method}, {budget}, {len(options.seeds)} seeds"
 
 
 PAGE = """# Tasks, measured
 
-{model}, {budget}, all defaults, {seeds} seeds, each with its own words, pairs and gates; two CPU cores. Medians over the
-seeds, with the lowest and the highest. Everything is measured on test pairs, which nothing was tuned on: their words stand in
-no training pair.
+{model}, `--method {method}`, {budget}, all else as by default, {seeds} seeds, each with its own words, pairs
+and gates; two CPU cores. Medians over the seeds, with the lowest and the highest. Everything is measured on test pairs, which
+nothing was tuned on: their words stand in no training pair.
 
 {table}
 
@@ -157,6 +158,7 @@ def markdown(options: argparse.Namespace, found: dict[str, dict[str, Results]], 
     table += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]
     return PAGE.format(
         model=options.model,
+        method=options.method,
         budget=f"`--max-kl {options.max_kl}`" if options.max_kl else f"`--min-faithfulness {options.min_faithfulness}`",
         seeds=len(options.seeds),
         table="\n".join(table),

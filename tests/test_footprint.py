@@ -141,7 +141,7 @@ def test_corrupted_activations_are_rounded_where_some_of_them_find_room_but_not_
 
 
 def test_rounded_activations_are_kept_twice_as_often_and_hardly_change_the_search() -> None:
-    """With half of the memory that all of them take, in steps that draw no hard masks."""
+    """With five eighths of the memory that all of them take, in steps that draw no hard masks."""
     with frozen(shared("llama").model):
         plenty = problem_of("llama", steps=8, ranking_share=0.9)
         batches = plenty.train.batches
