@@ -35,7 +35,7 @@ from circuitsieve.phases import FocusPhase, first_phase, next_phase
 from circuitsieve.problem import Problem
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.training import Training
-from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity
+from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, OUT_DIMS, Ablation, Granularity
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Case:
 
 
 BASE = Case()
+NESTED = replace(BASE, method="nested", granularities=tuple(map(str, (*DEFAULT_GRANULARITIES, *OUT_DIMS))))
 ALL = tuple(map(str, Granularity))
 CASES = {
     "base": BASE,
@@ -62,9 +63,9 @@ CASES = {
     "bfloat16": replace(BASE, dtype="bfloat16"),
     "bfloat16, recomputed": replace(BASE, dtype="bfloat16", kept=False),
     "ranking": replace(BASE, method="ranking"),
-    "nested": replace(BASE, method="nested"),
-    "nested, a tenth left": replace(BASE, method="nested", left=0.1),
-    "bfloat16, nested, a tenth left": replace(BASE, method="nested", dtype="bfloat16", left=0.1),
+    "nested": NESTED,
+    "nested, a tenth left": replace(NESTED, left=0.1),
+    "bfloat16, nested, a tenth left": replace(NESTED, dtype="bfloat16", left=0.1),
     "all 9 granularities": replace(BASE, granularities=ALL),
     "2 granularities": replace(BASE, granularities=("head", "mlp_neuron")),
     "1 granularity": replace(BASE, granularities=("mlp_neuron",)),

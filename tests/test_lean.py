@@ -42,11 +42,11 @@ def mostly_open(subject: Subject) -> SiteMasks:
 
 
 def run(
-    subject: Subject, masks: SiteMasks, reference: Reference, lean: Lean | None
+    subject: Subject, masks: SiteMasks, reference: Reference, lean: Lean | None, of_a_run: bool = False
 ) -> tuple[Tensor, dict[SiteKind, Tensor | None]]:
     """Logits, and the gradients of the masks."""
     learned = {kind: mask.clone().requires_grad_() for kind, mask in masks.items()}
-    with masked(subject, learned, reference.baselines, lean=lean):
+    with masked(subject, learned, reference.baselines, lean=lean, of_a_run=of_a_run):
         logits = answer_logits(subject, BATCH.clean, BATCH.positions)
     logits.square().sum().backward()
     return logits.detach(), {kind: mask.grad for kind, mask in learned.items()}
@@ -81,9 +81,12 @@ def test_copies_take_no_more_than_is_set_aside_for_them(
     assert all(site.weight.untyped_storage().data_ptr() in weights for site in lean.sites.values())
 
 
-@pytest.mark.parametrize("ablation", Ablation, ids=str)
+@pytest.mark.parametrize(
+    ("ablation", "of_a_run"),
+    [*((ablation, False) for ablation in Ablation), *((ablation, True) for ablation in Ablation if ablation.is_run)],
+)
 @each_family
-def test_logits_and_gradients_are_those_of_masks_of_0(family: str, ablation: Ablation) -> None:
+def test_logits_and_gradients_are_those_of_masks_of_0(family: str, ablation: Ablation, of_a_run: bool) -> None:
     subject = shared(family)
     with frozen(subject.model):
         reference = References(subject, ablation, constants=constants(subject, [BATCH], ablation))(BATCH)
@@ -93,7 +96,7 @@ def test_logits_and_gradients_are_those_of_masks_of_0(family: str, ablation: Abl
         lean = Lean(subject, left)
         assert len(lean.sites) == 2 * LAYERS
         expected, their_gradients = run(subject, closed, reference, None)
-        logits, gradients = run(subject, masks, reference, lean)  # whatever the masks of closed units are
+        logits, gradients = run(subject, masks, reference, lean, of_a_run)  # whatever the masks of closed units are
         assert_same(logits, expected)
         assert_differs(logits, run(subject, masks, reference, None)[0])
         for kind, gradient in gradients.items():
@@ -138,6 +141,24 @@ def test_what_is_closed_is_not_computed(family: str) -> None:
         shrinks = architecture.family.head_count is not None
         for role in roles[:3]:
             assert seen[role, layer] == (widths[role] * groups // space.kv_heads if shrinks else widths[role])
+
+
+@each_family
+def test_of_a_run_no_baseline_of_what_is_closed_is_read(family: str) -> None:
+    """They are spoilt, and nothing changes: what the run wrote is known. Where a norm comes before that, they are needed."""
+    subject = shared(family)
+    left, masks = open_units(subject, 1), mostly_open(subject)
+    with frozen(subject.model):
+        lean, reference = Lean(subject, left), References(subject, Ablation.CORRUPTED)(BATCH)
+        expected, _ = run(subject, masks, reference, lean, of_a_run=True)
+        for kind in READS:
+            for layer in range(LAYERS):
+                reference.baselines[Site(kind, layer)][..., ~left[kind][layer]] = torch.nan
+        logits, _ = run(subject, masks, reference, lean, of_a_run=True)
+    if subject.space.post_norm:
+        assert logits.isnan().all()
+    else:
+        assert_same(logits, expected)
 
 
 @pytest.mark.parametrize("raises", [False, True])

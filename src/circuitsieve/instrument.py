@@ -53,6 +53,7 @@ def masked(
     checkpointed: int = 0,
     consume: bool = False,
     lean: Lean | None = None,
+    of_a_run: bool = False,
     first: int = 0,
     shape: tuple[int, ...] | None = None,
 ) -> Iterator[None]:
@@ -60,7 +61,8 @@ def masked(
 
     Masks: [layers, n] or [layers, 1] per site kind, float32, 1 = keep; with [layers, batch, 1, n] each example has its own.
     Baselines: broadcast to [batch, tokens, n]. Rows of bool masks that are open throughout are left out. Values are exact
-    at 0 and at 1, in any dtype. Masks go to the devices that layers run on, once; a baseline goes to that of its activation.
+    at 0 and at 1, in any dtype (to rounding with `lean`). Masks go to the devices that layers run on, once; a baseline goes to
+    that of its activation.
 
     Of the first `checkpointed` layers, only the input is kept for the backward pass, which runs them again, with the same
     masks; it may come after the context has ended.
@@ -73,12 +75,13 @@ def masked(
     With `shape`, batch and tokens, a forward pass over any other number of them is a `ModelError`.
 
     With `lean`, the units that it takes for closed count as masked by 0, whatever their masks, and are not computed. All its
-    sites must have masks, and no layer can be run again.
+    sites must have masks, and no layer can be run again. With `of_a_run`, all baselines are of one run: what it wrote at a site
+    is what the projection there made of what it read, which need then not be computed.
     """
     edits: dict[Site, Edit] = {}
     take = baselines.pop if consume else baselines.__getitem__
     lean_sites = {} if lean is None else lean.sites
-    added: dict[Site, Tensor] = {}
+    behind: dict[Site, Tensor] = {}
     for kind, mask in site_masks.items():
         skip = mask.all(dim=1).tolist() if mask.dtype == torch.bool else [False] * len(mask)
         rows = {device: mask.to(device).unbind(0) for device in set(subject.devices)}
@@ -87,13 +90,14 @@ def masked(
                 row, site = rows[subject.devices[layer]][layer], Site(kind, layer)
                 edits[site] = partial(_mixed, row, take, site)
                 if site in lean_sites:
-                    edits[site] = partial(_mixed_lean, lean_sites[site], added, row, take, site)
-    behind: dict[Site, Edit] = {site: partial(_add, added, site) for site in lean_sites}
+                    written = baselines if of_a_run else {}
+                    edits[site] = partial(_mixed_lean, lean_sites[site], written, behind, row, take, site)
+    added: dict[Site, Edit] = {site: partial(_add, behind, site) for site in lean_sites}
     with ExitStack() as contexts:
         for lean_site in lean_sites.values():
             for narrowed in (*lean_site.inputs, lean_site.reading):
                 contexts.enter_context(narrowed.in_force())
-        contexts.enter_context(_edited(subject.architecture, edits, checkpointed, behind, shape))
+        contexts.enter_context(_edited(subject.architecture, edits, checkpointed, added, shape))
         yield
 
 
@@ -103,22 +107,24 @@ def _mixed(mask: Tensor, take: Callable[[Site], Tensor], site: Site, activation:
 
 def _mixed_lean(
     lean: LeanSite,
-    added: dict[Site, Tensor],
+    written: Activations,
+    behind: dict[Site, Tensor],
     mask: Tensor,
     take: Callable[[Site], Tensor],
     site: Site,
     activation: Tensor,
 ) -> Tensor:
-    """The open units mixed; what the closed ones add behind the projection is noted."""
+    """How far masks move the open units from their baselines; what the projection makes of all baselines is noted."""
     baseline = take(site)
-    added[site] = lean.of_closed(baseline)
+    behind[site] = written[lean.written] if lean.written in written else lean.of_baseline(baseline)
     if lean.among_computed.shape[0] != activation.shape[-1]:
         activation = picked(activation, lean.among_computed)
-    return mix(picked(baseline, lean.open), activation, picked(mask, lean.open))
+    moved = activation - picked(baseline, lean.open).to(activation)
+    return mix(moved.new_zeros(1), moved, picked(mask, lean.open))
 
 
-def _add(added: dict[Site, Tensor], site: Site, output: Tensor) -> Tensor:
-    return output + added.pop(site)
+def _add(behind: dict[Site, Tensor], site: Site, output: Tensor) -> Tensor:
+    return output + behind.pop(site).to(output)
 
 
 class _Hooks:

@@ -83,7 +83,15 @@ class Bench:
         prefix = reference.prefix
         if lean is not None and prefix is not None:
             prefix = prefix.of_groups(lean.groups)
-        with masked(self.subject, site_masks, baselines, checkpointed=self.checkpointed, consume=consume, lean=lean):
+        with masked(
+            self.subject,
+            site_masks,
+            baselines,
+            checkpointed=self.checkpointed,
+            consume=consume,
+            lean=lean,
+            of_a_run=constants is None and self.references.ablation.is_run,
+        ):
             return answer_logits(self.subject, batch.clean, batch.positions, prefix)
 
     def signals(
