@@ -1,10 +1,11 @@
 """Predicted cost: the counts of passes against passes counted in a real search and card; sums; nothing written."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from circuitsieve import plan
 from circuitsieve.config import DiscoveryConfig
@@ -52,6 +53,27 @@ def test_as_many_passes_are_predicted_as_are_made(method: str, monkeypatch: pyte
         evaluate(subject.model, found.circuit, PAIRS.test, validation=PAIRS.validation, config=CARD)
     assert made["other"] == counts["card"]
     assert made["training"] == 0
+
+
+def arithmetic(call: Callable[[], object]) -> float:
+    """Floating-point operations."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def test_a_focus_that_leaves_out_most_units_is_predicted_to_be_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_timed", arithmetic)
+    config = CONFIG.replaced(method="nested", ranking_share=0.5)
+
+    def steps(size: float, shrinking: str) -> float:
+        asked = config.replaced(size=size, shrinking=shrinking)
+        return plan.predict(shared("llama").model, PAIRS, asked, lambda: 0, CARD).seconds["steps"]
+
+    small, large, whole = steps(0.05, "on"), steps(0.4, "on"), steps(0.05, "off")
+    assert whole / 2 < small < large < whole
+    assert small < 0.8 * whole
+    assert steps(0.4, "off") == whole
 
 
 def test_where_nothing_is_kept_every_step_makes_the_corrupted_run(monkeypatch: pytest.MonkeyPatch) -> None:

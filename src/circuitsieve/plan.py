@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from circuitsieve.attribution import points
@@ -18,10 +19,10 @@ from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import PairBatch, Pairs, batches
 from circuitsieve.evaluation import EvaluationConfig
 from circuitsieve.itinerary import looked_at, order
-from circuitsieve.phases import first_phase
+from circuitsieve.phases import FocusPhase, first_phase, next_phase
 from circuitsieve.placement import offloaded_bytes, whereabouts
 from circuitsieve.problem import Problem
-from circuitsieve.selection import Checks, glimpsed
+from circuitsieve.selection import TYPICAL_SIZE, Checks, glimpsed
 from circuitsieve.subject import Subject, frozen, quick_attention
 from circuitsieve.training import Training
 from circuitsieve.vocabulary import Granularity, Method
@@ -30,6 +31,8 @@ ROUNDS = 3
 """Passes that are timed, after one that is not."""
 TRIES, GLANCES = 4, 3
 """Sizes that the search for a border tries on all pairs, and at a glance, as a rule."""
+LEFT = 1.3
+"""The units that a focus computes, over those of its circuit: as a rule, when it is half done."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def predict(
         seconds = {
             "references": times.reference * _visited(problem) + (1 - kept) * times.run * _visited_again(problem),
             "effects of single nodes": times.step * _looks(problem),
-            "steps": times.step * _steps(config),
+            "steps": times.step * config.ranking_steps + times.later_step * (_steps(config) - config.ranking_steps),
             "checks and final cut": times.check * _check_passes(problem),
             "card": times.check * _card_passes(problem, test, card),
         }
@@ -115,6 +118,8 @@ class _Times:
     """Seconds of one batch of the mean length."""
 
     step: float
+    later_step: float
+    """After the ranking."""
     run: float
     """The corrupted run."""
     reference: float
@@ -130,16 +135,37 @@ class _Times:
         with quick_attention(problem.train.subject, batch.clean.shape[1]):  # as in a step
             reference = _timed(lambda: problem.train.references.keeping_nothing()(batch))
             run = _timed(lambda: anew(batch))
-        unseen = replace(problem, config=problem.config.replaced(ranking_looks=0))
-        training = Training(unseen)
-        training.begin(first_phase(unseen))
-        step = _timed(lambda: float(training.step(0, batch)["kl"]))
-        if batch not in problem.train.references:
-            step -= run
+        training = _unseen(problem)
+        step = later = _timed(lambda: float(training.step(0, batch)["kl"]))
+        if Method(problem.config.method) is Method.NESTED and problem.train.shrinks:
+            focused = _focused(problem)
+            later = _timed(lambda: float(focused.step(0, batch)["kl"]))
+        again = 0.0 if batch in problem.train.references else run
         circuit = problem.circuit(problem.space.full())
         judged = problem.validation.batches[len(problem.validation.batches) // 2]
         check = _timed(lambda: problem.validation.measure(circuit, [judged]))
-        return cls(step * scale, run * scale, reference * scale, check)
+        return cls((step - again) * scale, (later - again) * scale, run * scale, reference * scale, check)
+
+
+def _unseen(problem: Problem) -> Training:
+    """A training in its first phase, which starts anywhere."""
+    unseen = replace(problem, config=problem.config.replaced(ranking_looks=0))
+    training = Training(unseen)
+    training.begin(first_phase(unseen))
+    return training
+
+
+def _focused(problem: Problem) -> Training:
+    """A training that focuses on the size that is asked for, or on a typical one, and computes some of the units."""
+    size = problem.config.size or TYPICAL_SIZE
+    training = _unseen(replace(problem, config=problem.config.replaced(size=size)))
+    focus = next_phase(training.phase, lambda: training.problem)
+    assert isinstance(focus, FocusPhase)
+    training.begin(focus)
+    generator = torch.Generator().manual_seed(0)
+    left = focus.shrinking.left
+    focus.shrinking.leave({g: torch.rand(units.shape, generator=generator) < LEFT * size for g, units in left.items()})
+    return training
 
 
 def _timed(call: Callable[[], object]) -> float:
