@@ -105,8 +105,9 @@ class Bench:
             tokens: of each prompt.
             side: one of `SIDES`.
         """
-        config = DiscoveryConfig(batch_size=pairs, ranking_share=0.0, ranking_looks=0, training_dtype="model")
-        config = config.replaced(**SIDES[side])
+        config = DiscoveryConfig(
+            "hard_concrete", batch_size=pairs, ranking_share=0.0, ranking_looks=0, training_dtype="model"
+        ).replaced(**SIDES[side])
         examples = token_pairs(model.config.vocab_size, tokens, 2 * pairs, pairs)
         self.problem = Problem.of(Subject.of(model), examples, config)
         self.training = Training(self.problem)

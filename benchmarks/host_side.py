@@ -40,7 +40,7 @@ def host_side(sizes: Sizes, timer: Timer) -> dict[str, float]:
     config.head_dim = sizes.width // sizes.heads
     model = random_model(config, torch.bfloat16)
     asked = DiscoveryConfig(
-        size=SIZE, steps=4, ranking_share=0.5, ranking_looks=0, batch_size=2, training_dtype="model"
+        "hard_concrete", size=SIZE, steps=4, ranking_share=0.5, ranking_looks=0, batch_size=2, training_dtype="model"
     )
     with frozen(model), tempfile.TemporaryDirectory() as folder:
         problem = Problem.of(Subject.of(model), token_pairs(64, 4, 8, 4), asked)

@@ -128,9 +128,9 @@ def main() -> None:
     rows: dict[str, dict[str, int]] = {}
     with frozen(model):
         for name, settings in SETTINGS.items():
-            config = DiscoveryConfig(batch_size=case.batch, training_dtype="model", ranking_share=0.0).replaced(
-                **settings
-            )
+            config = DiscoveryConfig(
+                "hard_concrete", batch_size=case.batch, training_dtype="model", ranking_share=0.0
+            ).replaced(**settings)
             problem = Problem.of(Subject.of(model), pairs, config)
             if not rows:
                 rows["bare"] = measured(bare_step(problem.subject, problem.train.batches[0]), options.rounds)

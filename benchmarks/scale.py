@@ -173,11 +173,11 @@ def shapes() -> Rows:
 
 
 def passes() -> dict[str, float]:
-    """Batches that a default search runs, by what for, where all corrupted activations are kept.
+    """Batches that a search with gates runs, by what for, where all corrupted activations are kept.
 
     The plan of a search whose passes all take a second; of a step, it takes off the corrupted run.
     """
-    asked, config = TaskOptions(), DiscoveryConfig()
+    asked, config = TaskOptions(), DiscoveryConfig("hard_concrete")
     model = random_model(config_of("llama", TINY))
     found = token_pairs(TINY.vocabulary, LENGTHS[0], asked.train, asked.test)
     found = type(found)(found.train, found.validation[: asked.validation], found.test)

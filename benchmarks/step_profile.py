@@ -84,7 +84,7 @@ def main() -> None:
     for dtype in options.dtype:
         case = Case(options.batch, options.length, dtype=dtype)
         model = load_model(options.model, dtype=dtype).model
-        config = DiscoveryConfig(batch_size=case.batch, training_dtype="model", ranking_share=0.0)
+        config = DiscoveryConfig("hard_concrete", batch_size=case.batch, training_dtype="model", ranking_share=0.0)
         with frozen(model):
             problem = Problem.of(Subject.of(model), random_pairs(case, model.config.vocab_size, 2), config)
             sides = {"bare": bare_step(problem.subject, problem.train.batches[0]), "step": training_step(case, problem)}

@@ -204,7 +204,7 @@ def test_model_that_cannot_do_the_task_is_a_warning(discover, tmp_path):
 
 
 def test_strict_budget_gives_a_large_circuit(discover, tmp_path):
-    (tmp_path / "settings.json").write_text('{"init": [-5, -4], "max_kl": 1e-6}')
+    (tmp_path / "settings.json").write_text('{"method": "hard_concrete", "init": [-5, -4], "max_kl": 1e-6}')
     card = document(discover("--config", tmp_path / "settings.json", "--json"))
     assert card["budget_met"] == 1
     assert card["size"] > 0.5

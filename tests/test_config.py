@@ -25,6 +25,7 @@ def complaint(values: dict, source: str = "configuration") -> str:
 
 def test_every_setting_survives_json():
     config = DiscoveryConfig(
+        method="hard_concrete",
         min_faithfulness=0.9,
         granularities=("head", "embed"),
         penalty={"head": 2.0},
@@ -48,7 +49,7 @@ def test_budget_is_a_kl_of_one_tenth_unless_another_is_given():
 def test_new_budget_takes_the_place_of_the_old_one():
     config = DiscoveryConfig(method="hard_concrete", pressure=2.0, steps=7)
     assert config.replaced(steps=8) == DiscoveryConfig(method="hard_concrete", pressure=2.0, steps=8)
-    assert config.replaced(max_kl=0.5) == DiscoveryConfig(max_kl=0.5, steps=7)
+    assert config.replaced(max_kl=0.5) == DiscoveryConfig("hard_concrete", max_kl=0.5, steps=7)
     with pytest.raises(ConfigError, match="budget: found max_kl and min_faithfulness, expected one of them"):
         config.replaced(max_kl=0.5, min_faithfulness=0.9)
     sized = DiscoveryConfig(size=0.2, size_by="parameters")
@@ -70,7 +71,7 @@ def test_new_budget_takes_the_place_of_the_old_one():
             "method nested: found no granularity with units to rank, expected one",
         ),
         (
-            {"size": 0.1, "granularities": ["mlp_out_dim"]},
+            {"method": "hard_concrete", "size": 0.1, "granularities": ["mlp_out_dim"]},
             "size: found no granularity whose nodes count in it, expected one of",
         ),
         ({"granularities": ["neuron"]}, "did you mean 'mlp_neuron'?"),
@@ -86,12 +87,20 @@ def test_new_budget_takes_the_place_of_the_old_one():
         ),
         (
             {"method": "nested", "ranking_share": 0.0},
-            "method nested: found no steps that rank, expected a ranking_share above 0 and a budget",
+            "method nested: found no steps that rank, expected a ranking_share above 0",
         ),
         ({"method": "nested", "pressure": 1.0}, "method nested: found a fixed pressure, expected method hard_concrete"),
         (
             {"method": "attribution", "pressure": 1.0},
             "method attribution: found a fixed pressure, expected method hard_concrete",
+        ),
+        (
+            {"penalty": {"head": 1.0}},
+            "method nested: found penalty {'head': 1.0}, which it has no use for, expected method",
+        ),
+        (
+            {"method": "random", "warmup": 5},
+            "method random: found warmup 5, which it has no use for, expected method hard",
         ),
         ({"score_sign": "positive"}, "score_sign: found 'positive', expected one of absolute, signed"),
         ({"integration_points": 0}, "integration_points: found 0, expected a whole number of at least 1"),
@@ -273,6 +282,20 @@ def test_out_dims_are_searched_by_nested_alone_unless_asked_for() -> None:
     assert DiscoveryConfig(method="nested").searched == (*units, "attn_out_dim", "mlp_out_dim")
     assert DiscoveryConfig(method="nested", granularities=units).searched == units
     assert DiscoveryConfig().replaced(method="nested").searched[-1] == "mlp_out_dim"
+
+
+def test_a_method_without_gates_drops_their_settings() -> None:
+    gates = DiscoveryConfig("hard_concrete", penalty={"head": 2.0}, warmup=5, steps=100)
+    assert gates.replaced(method="random") == DiscoveryConfig("random", steps=100)
+    assert gates.replaced(size=0.1).penalty == {"head": 2.0}
+    assert gates.replaced(method="hard_concrete") == gates
+    with pytest.raises(ConfigError, match="found warmup 6"):
+        gates.replaced(method="nested", warmup=6)
+
+
+def test_nested_ranks_however_few_steps_there_are() -> None:
+    assert [DiscoveryConfig("nested", steps=steps).ranking_steps for steps in (1, 2, 100)] == [1, 1, 20]
+    assert DiscoveryConfig("hard_concrete", steps=1).ranking_steps == 0
 
 
 def test_nothing_is_ranked_where_no_units_are_searched() -> None:

@@ -139,6 +139,7 @@ def test_every_ablation_and_sampling_runs_over_all_granularities(
     planted: GPT2LMHeadModel, ablation: str, sampling: str
 ) -> None:
     config = DiscoveryConfig(
+        method="hard_concrete",
         min_faithfulness=0.8,
         steps=6,
         batch_size=16,

@@ -147,7 +147,7 @@ def test_rounded_activations_are_kept_twice_as_often_and_hardly_change_the_searc
         batches = plenty.train.batches
         needed = sum(t.nbytes for batch in batches for t in plenty.train.references(batch).baselines.values())
         assert plenty.footprint.lasting == needed
-        there = plenty.footprint.said + plenty.footprint.step(0)
+        there = plenty.footprint.said + plenty.footprint.step(0) + plenty.footprint.narrowed
         allowed = (there + needed * 5 / 8) / (1 - VALIDATION_MEMORY)
         tight = problem_of("llama", steps=8, ranking_share=0.9, memory=f"{allowed / 2**20:.9f}MB")
         assert plenty.train.references.dtype is None
@@ -167,8 +167,8 @@ def test_rounded_activations_are_kept_twice_as_often_and_hardly_change_the_searc
         ({"method": "nested"}, True),
         ({"method": "nested", "shrinking": "off"}, False),
         ({"method": "nested", "memory": "0MB", "checkpointing": "none"}, False),
-        ({}, False),
-        ({"shrinking": "on"}, True),
+        ({"method": "hard_concrete"}, False),
+        ({"method": "hard_concrete", "shrinking": "on"}, True),
         ({"shrinking": "on", "checkpointing": "all"}, False),
     ],
 )
@@ -189,7 +189,7 @@ def test_a_search_without_memory_runs_layers_again_and_finds_the_same(checkpoint
         tight, ample = Training(problem), Training(plenty)
         assert not tight.run()
         assert not ample.run()
-    precision = 2**-8 if expected else 1e-5  # activations in bfloat16, or as they are
+    precision = 2**-7 if expected else 1e-5  # activations in bfloat16, or as they are
     for one, other in zip(tight.history, ample.history, strict=True):
         assert one["kl"] == pytest.approx(other["kl"], rel=precision)
     ours, theirs = tight.phase.ranking().scores, ample.phase.ranking().scores

@@ -44,7 +44,7 @@ def by_every_site(problem: Problem, masks: Masks, batch: PairBatch) -> Tensor:
 @each_family
 def test_masks_and_their_circuits_run(family: str, search: str, ablation: Ablation):
     searched = SEARCHES[search]
-    config = DiscoveryConfig(granularities=tuple(map(str, searched)), ablation=str(ablation))
+    config = DiscoveryConfig("hard_concrete", granularities=tuple(map(str, searched)), ablation=str(ablation))
     problem = Problem.of(shared(family), PAIRS, config)
     batch = problem.validation.batches[0]
     full = answer_logits(problem.subject, batch.clean, batch.positions)
@@ -119,6 +119,6 @@ def test_where_layers_are_run_again_training_keeps_half_the_bits_and_judging_all
         gradients.append(torch.cat([m.grad.flatten() for m in masks.values() if m.grad is not None]))
     bits = 2**-8  # of bfloat16
     torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=8 * bits * float(logits[0].abs().max()))
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=8 * bits * float(gradients[0].abs().max()))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=12 * bits * float(gradients[0].abs().max()))
     if own == torch.float32:
         assert not torch.equal(logits[0], logits[1])

@@ -158,7 +158,7 @@ def test_attention_is_packed_without_loss_of_what_can_be_seen(run: RunFolder, sh
 
 def test_the_command_makes_the_same_circuit_again(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     first = tmp_path / "first"
-    words = "--steps 4 --batch-size 4 --size 0.5 --size-by parameters --method nested --penalty head=2 --seed 3"
+    words = "--steps 4 --batch-size 4 --size 0.5 --size-by parameters --method hard_concrete --penalty head=2 --seed 3"
     config = run.read_json("config.json")
     about = ["--model", config["model"]["name"], "--task", config["data"]["task"]]
     assert (

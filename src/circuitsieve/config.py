@@ -5,7 +5,7 @@ A leaf without torch. A configuration checks itself when it is made.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
 from circuitsieve.errors import ConfigError, one_of, shown
@@ -19,6 +19,8 @@ RANKED_SIZES = (0.05, 0.6)
 RANKED_AROUND = (0.6, 7.5)
 """The same over the size that is asked for: much smaller masks would decide the order at the expense of its own."""
 BUDGETS = ("max_kl", "min_faithfulness", "size", "pressure")
+OF_GATES = ("penalty", "charge", "depth_factor", "sampling", "final_noise", "warmup", "clip", "init")
+"""What only hard_concrete has."""
 UNITS_EXPECTED = "expected one of layer, attn_block, mlp_block, head, head_dim, mlp_neuron among the granularities"
 MEASURES = ("units", "parameters")
 CHARGES = ("open", "all")
@@ -43,8 +45,8 @@ TRAINING_DTYPES = ("auto", "model", "bfloat16")
 class DiscoveryConfig:
     """How a circuit is searched. Give one budget at most; without any it is `max_kl` 0.1."""
 
-    method: str = "hard_concrete"
-    """How: hard_concrete (stochastic gates and a pressure, as the paper) or nested (a ranking at every size, then a focus). Or
+    method: str = "nested"
+    """How: nested (a ranking at every size, then a focus) or hard_concrete (stochastic gates and a pressure, as the paper). Or
     by scores that are not learned: attribution, integrated_gradients, activation_gradient, activation_difference, random."""
 
     max_kl: float | None = None
@@ -247,12 +249,25 @@ class DiscoveryConfig:
                 f"method {self.method}: found a fixed pressure, expected method hard_concrete, whose gates it presses on, or "
                 "another budget"
             )
+        for item in fields(self):
+            if item.name in OF_GATES and self.method != Method.HARD_CONCRETE:
+                self._check_usual(item)
         if self.method == "nested" and not self._searches_units:
-            raise ConfigError(f"method nested: found no granularity with units to rank, {UNITS_EXPECTED}")
+            raise ConfigError(
+                f"method nested: found no granularity with units to rank, {UNITS_EXPECTED}, or method hard_concrete"
+            )
         if self.size is not None and not self._searches_units:
             raise ConfigError(f"size: found no granularity whose nodes count in it, {UNITS_EXPECTED}")
         if self.method == "nested" and not self.ranking_steps:
-            raise ConfigError("method nested: found no steps that rank, expected a ranking_share above 0 and a budget")
+            raise ConfigError("method nested: found no steps that rank, expected a ranking_share above 0")
+
+    def _check_usual(self, item: "Field[Any]") -> None:
+        usual = item.default if item.default is not MISSING else {}
+        if (value := getattr(self, item.name)) != usual:
+            raise ConfigError(
+                f"method {self.method}: found {item.name} {shown(value)}, which it has no use for, expected method hard_concrete "
+                f"with it, or no {item.name}"
+            )
 
     @property
     def searched(self) -> tuple[str, ...]:
@@ -272,7 +287,10 @@ class DiscoveryConfig:
         """How many of the steps rank: none where there are no units to rank."""
         if not Method(self.method).learns or not self._searches_units:
             return 0
-        return 0 if self.pressure is not None else round(self.ranking_share * self.steps)
+        if self.pressure is not None:
+            return 0
+        at_least = 1 if self.method == Method.NESTED and self.ranking_share else 0
+        return max(at_least, round(self.ranking_share * self.steps))
 
     @property
     def sizes_ranked(self) -> tuple[float, float]:
@@ -313,7 +331,12 @@ class DiscoveryConfig:
         return cls(**{key: typed(value, hints[key], f"{source}: {key}") for key, value in values.items()})
 
     def replaced(self, **changes: Any) -> "DiscoveryConfig":
-        """A copy with other values; a new budget takes the place of the old one."""
+        """A copy with other values; a new budget takes the place of the old one, and a method without gates has no old setting
+        of theirs.
+        """
         if changes.keys() & BUDGETS:
             changes = {**dict.fromkeys(BUDGETS), "size_by": "units", **changes}
+        if changes.get("method", Method.HARD_CONCRETE) != Method.HARD_CONCRETE:
+            usual = DiscoveryConfig()
+            changes = {**{name: getattr(usual, name) for name in OF_GATES}, **changes}
         return replace(self, **changes)
