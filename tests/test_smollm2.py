@@ -79,8 +79,8 @@ def test_a_short_discovery_beats_random_circuits(tmp_path: Path, capsys: pytest.
     assert card["parameters"]["total"] == 106_168_320
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert len(history) == 40
-    assert ["open.mlp_neuron" in entry for entry in history] == [False] * 8 + [True] * 32
-    assert history[-1]["open.mlp_neuron"] < 0.9
+    assert ["load" in entry for entry in history] == [False] * 8 + [True] * 32
+    assert history[-1]["drawn_size"] < 0.9
 
 
 def test_a_compact_model_is_the_circuit(smollm2: LoadedModel) -> None:
