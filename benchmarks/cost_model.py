@@ -70,7 +70,7 @@ def saved_bytes(space: NodeSpace, tokens: int, itemsize: int) -> int:
 
 
 def nodes(space: NodeSpace) -> int:
-    """Gates of a default search: a float32 each, and as much gradient to send where several GPUs share a batch."""
+    """Gates of a search with them: a float32 each, and as much gradient to send where several GPUs share a batch."""
     shapes = [space.shape(granularity) for granularity in DEFAULT_GRANULARITIES]
     return sum(layers * n for layers, n in shapes)
 

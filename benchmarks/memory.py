@@ -3,7 +3,7 @@
     python benchmarks/memory.py --model smollm2 --out benchmarks/results/memory.json
 
 Sides, one after the other in one process: the bare pass; a step with its corrupted activations kept in memory, computed anew,
-or kept in a mapped file; the same with every layer run again in the backward pass. Two measures of each: the rise of the peak
+or kept in a mapped file; the same with every layer run again in the backward pass; a step of nested. Two measures of each: the rise of the peak
 of the whole process above what is there between steps (Linux), and the most that the tensors of a step take, summed over their
 storages. Prompts are random tokens. Prints a table, writes JSON with the machine, the versions and the command.
 """
@@ -40,6 +40,13 @@ SETTINGS = {
     "kept in a file": {"memory": "0GB", "disk": "16GB", "checkpointing": "none"},
     "computed anew, layers run again": {"memory": "0GB", "checkpointing": "all"},
     "kept in a file, layers run again": {"memory": "0GB", "disk": "16GB", "checkpointing": "all"},
+    "nested, kept in memory": {
+        "method": "nested",
+        "memory": "16GB",
+        "checkpointing": "none",
+        "ranking_share": 0.2,
+        "ranking_looks": 0,
+    },
 }
 
 

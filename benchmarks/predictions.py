@@ -1,4 +1,4 @@
-"""What a default search of a large model takes on GPUs: from what was counted, by assumptions that are stated (`cost_model`)."""
+"""What a search with gates takes on GPUs: from what was counted, by assumptions that are stated (`cost_model`)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

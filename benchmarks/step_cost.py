@@ -65,6 +65,8 @@ CASES = {
     "ranking": replace(BASE, method="ranking"),
     "nested": NESTED,
     "nested, a tenth left": replace(NESTED, left=0.1),
+    "nested, three tenths left": replace(NESTED, left=0.3),
+    "nested, six tenths left": replace(NESTED, left=0.6),
     "bfloat16, nested, a tenth left": replace(NESTED, dtype="bfloat16", left=0.1),
     "all 9 granularities": replace(BASE, granularities=ALL),
     "2 granularities": replace(BASE, granularities=("head", "mlp_neuron")),

@@ -179,17 +179,21 @@ def test_a_search_leaves_out_what_is_closed_if_asked_and_if_there_is_room(
         assert problem_of("llama", **settings).train.shrinks == shrinks
 
 
+@pytest.mark.parametrize(("method", "rounding"), [("hard_concrete", 2**-8), ("nested", 2**-7)])
 @pytest.mark.parametrize(("checkpointing", "expected"), [("none", 0), ("all", LAYERS), ("auto", LAYERS)])
-def test_a_search_without_memory_runs_layers_again_and_finds_the_same(checkpointing: str, expected: int) -> None:
+def test_a_search_without_memory_runs_layers_again_and_finds_the_same(
+    checkpointing: str, expected: int, method: str, rounding: float
+) -> None:
+    """Nested mixes rounded activations at four sites of a layer, gates at two."""
     with frozen(shared("llama").model):
-        problem = problem_of("llama", memory="0MB", checkpointing=checkpointing, steps=3)
+        problem = problem_of("llama", method=method, memory="0MB", checkpointing=checkpointing, steps=3)
         assert problem.train.checkpointed == expected
-        plenty = problem_of("llama", steps=3)
+        plenty = problem_of("llama", method=method, steps=3)
         assert plenty.train.checkpointed == 0
         tight, ample = Training(problem), Training(plenty)
         assert not tight.run()
         assert not ample.run()
-    precision = 2**-7 if expected else 1e-5  # activations in bfloat16, or as they are
+    precision = rounding if expected else 1e-5  # activations in bfloat16, or as they are
     for one, other in zip(tight.history, ample.history, strict=True):
         assert one["kl"] == pytest.approx(other["kl"], rel=precision)
     ours, theirs = tight.phase.ranking().scores, ample.phase.ranking().scores

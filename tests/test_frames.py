@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+import torch
 
 from circuitsieve import figures, frames
 from circuitsieve.circuit import SIZES_SHOWN, Circuit, Ranking
@@ -71,6 +72,13 @@ def test_the_frame_of_a_ranking_is_its_order() -> None:
         searched = Granularity.HEAD if node.granularity is Granularity.HEAD_DIM else node.granularity
         index = row.index // SPACE.head_dim if searched is Granularity.HEAD else row.index
         assert row.score == pytest.approx(float(RANKING.scores[searched][row.layer, index]))
+
+
+def test_units_are_ranked_before_what_counts_in_no_size() -> None:
+    out_dims = torch.full(SPACE.shape(Granularity.MLP_OUT_DIM), 1e3)
+    frame = frames.ranking(Ranking(SPACE, {**RANKING.scores, Granularity.MLP_OUT_DIM: out_dims}))
+    assert frame.head(SPACE.units).equals(frames.ranking(RANKING))
+    assert set(frame["granularity"].iloc[SPACE.units :]) == {"mlp_out_dim"}
 
 
 def test_the_frame_of_sizes_is_what_the_best_nodes_are() -> None:

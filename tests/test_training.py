@@ -45,7 +45,8 @@ def test_a_step_waits_no_more_than_the_model_itself(
     method: str, ablation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.optim.Adam, "step", lambda _: None)  # it counts steps in tensors on the CPU
-    config = DiscoveryConfig(method=method, ablation=ablation, steps=4, ranking_share=0.5, batch_size=4)
+    gates = DiscoveryConfig("hard_concrete", ablation=ablation, steps=4, ranking_share=0.5, batch_size=4, warmup=2)
+    config = gates.replaced(method=method)
     model = shared("llama").model
     with frozen(model):
         problem = Problem.of(Subject.of(model), PAIRS, config)

@@ -5,7 +5,7 @@ A leaf without torch. A configuration checks itself when it is made.
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
 from circuitsieve.errors import ConfigError, one_of, shown
@@ -179,6 +179,7 @@ class DiscoveryConfig:
         self._check_numbers()
         self._check_ranges()
         self._check_ranking()
+        self._check_gates()
         for name in ("memory", "disk"):
             bytes_of(name, getattr(self, name))
 
@@ -249,9 +250,6 @@ class DiscoveryConfig:
                 f"method {self.method}: found a fixed pressure, expected method hard_concrete, whose gates it presses on, or "
                 "another budget"
             )
-        for item in fields(self):
-            if item.name in OF_GATES and self.method != Method.HARD_CONCRETE:
-                self._check_usual(item)
         if self.method == "nested" and not self._searches_units:
             raise ConfigError(
                 f"method nested: found no granularity with units to rank, {UNITS_EXPECTED}, or method hard_concrete"
@@ -261,13 +259,15 @@ class DiscoveryConfig:
         if self.method == "nested" and not self.ranking_steps:
             raise ConfigError("method nested: found no steps that rank, expected a ranking_share above 0")
 
-    def _check_usual(self, item: "Field[Any]") -> None:
-        usual = item.default if item.default is not MISSING else {}
-        if (value := getattr(self, item.name)) != usual:
-            raise ConfigError(
-                f"method {self.method}: found {item.name} {shown(value)}, which it has no use for, expected method hard_concrete "
-                f"with it, or no {item.name}"
-            )
+    def _check_gates(self) -> None:
+        if self.method == Method.HARD_CONCRETE:
+            return
+        for name, usual in _usual_of_gates().items():
+            if (value := getattr(self, name)) != usual:
+                raise ConfigError(
+                    f"method {self.method}: found {name} {shown(value)}, which it has no use for, expected method hard_concrete "
+                    f"with it, or no {name}"
+                )
 
     @property
     def searched(self) -> tuple[str, ...]:
@@ -337,6 +337,11 @@ class DiscoveryConfig:
         if changes.keys() & BUDGETS:
             changes = {**dict.fromkeys(BUDGETS), "size_by": "units", **changes}
         if changes.get("method", Method.HARD_CONCRETE) != Method.HARD_CONCRETE:
-            usual = DiscoveryConfig()
-            changes = {**{name: getattr(usual, name) for name in OF_GATES}, **changes}
+            changes = {**_usual_of_gates(), **changes}
         return replace(self, **changes)
+
+
+def _usual_of_gates() -> dict[str, Any]:
+    """What the settings of gates are where they are not given."""
+    usual = {item.name: item.default for item in fields(DiscoveryConfig) if item.name in OF_GATES}
+    return {name: {} if default is MISSING else default for name, default in usual.items()}

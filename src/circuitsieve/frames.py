@@ -10,6 +10,7 @@ from circuitsieve.costs import parameters
 from circuitsieve.evaluation.card import Card, kept_by_layer
 from circuitsieve.masks import counts
 from circuitsieve.nodes import Node
+from circuitsieve.vocabulary import UNIT_GRANULARITIES
 from circuitsieve.wording import METRICS
 
 
@@ -39,6 +40,8 @@ def heads(circuit: Circuit) -> pd.DataFrame:
 def ranking(ranked: Ranking, circuit: Circuit | None = None) -> pd.DataFrame:
     """A row for each node without children that was searched, best first: node, granularity, layer, index, score.
 
+    Units come first: what is no unit counts in no size, and nested scores put it out of reach of any cut.
+
     Args:
         ranked: its scores, as the lowest of those of all nodes that contain a node.
         circuit: adds a column that says whether the circuit keeps the node.
@@ -53,7 +56,9 @@ def ranking(ranked: Ranking, circuit: Circuit | None = None) -> pd.DataFrame:
                 rows.append((str(node), str(granularity), layer, index, score, *own))
     columns = ["node", "granularity", "layer", "index", "score", *([] if circuit is None else ["kept"])]
     frame = pd.DataFrame(rows, columns=columns)
-    return frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
+    frame["beside"] = ~frame["granularity"].isin(list(map(str, UNIT_GRANULARITIES)))
+    ordered = frame.sort_values(["beside", "score"], ascending=[True, False], kind="stable", ignore_index=True)
+    return ordered.drop(columns="beside")
 
 
 def sizes(ranked: Ranking, shares: Iterable[float]) -> pd.DataFrame:

@@ -81,6 +81,7 @@ def masked(
     edits: dict[Site, Edit] = {}
     take = baselines.pop if consume else baselines.__getitem__
     lean_sites = {} if lean is None else lean.sites
+    written: Activations = baselines if of_a_run else {}
     behind: dict[Site, Tensor] = {}
     for kind, mask in site_masks.items():
         skip = mask.all(dim=1).tolist() if mask.dtype == torch.bool else [False] * len(mask)
@@ -90,7 +91,6 @@ def masked(
                 row, site = rows[subject.devices[layer]][layer], Site(kind, layer)
                 edits[site] = partial(_mixed, row, take, site)
                 if site in lean_sites:
-                    written = baselines if of_a_run else {}
                     edits[site] = partial(_mixed_lean, lean_sites[site], written, behind, row, take, site)
     added: dict[Site, Edit] = {site: partial(_add, behind, site) for site in lean_sites}
     with ExitStack() as contexts:
