@@ -3,9 +3,9 @@
     python benchmarks/memory.py --model smollm2 --out benchmarks/results/memory.json
 
 Sides, one after the other in one process: the bare pass; a step with its corrupted activations kept in memory, computed anew,
-or kept in a mapped file; the same with every layer run again in the backward pass; a step of nested. Two measures of each: the rise of the peak
-of the whole process above what is there between steps (Linux), and the most that the tensors of a step take, summed over their
-storages. Prompts are random tokens. Prints a table, writes JSON with the machine, the versions and the command.
+or kept in a mapped file; the same with every layer run again in the backward pass; a step of nested. Two measures of each: the
+rise of the peak of the whole process above what is there between steps (Linux), and the most that the tensors of a step take,
+summed over their storages. Prompts are random tokens. Prints a table, writes JSON with the machine, the versions and the command.
 """
 
 import argparse
