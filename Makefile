@@ -14,11 +14,12 @@ run: $(VENV)/installed
 run-smollm2: $(VENV)/smollm2
 	$(BIN)/circuitsieve discover --model smollm2 --task ioi --max-kl 0.16 --out runs/smollm2-ioi --overwrite
 
-# Tiny models: a process for each core is quicker than several threads in one. Types and shapes are checked at every call,
-# which takes longer than what is called: a bare `pytest` does not.
-TYPED := --jaxtyping-packages=circuitsieve,beartype.beartype
+# Tiny models: a process for each core is quicker than several threads in one. Types and shapes are checked at every call of
+# the fast tests; in the slow ones, which search again and again, that would double their time.
+TINY := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 test: lint $(VENV)/smollm2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not smollm2" --numprocesses auto --dist loadfile $(TYPED)
+	$(TINY) --jaxtyping-packages=circuitsieve,beartype.beartype
+	$(TINY) -m slow
 	$(BIN)/python -m pytest -m smollm2
 
 lint: $(VENV)/dev

@@ -107,6 +107,7 @@ def test_the_budget_holds_when_measured_afresh(planted: GPT2LMHeadModel, found: 
     assert card["test.kl"] == pytest.approx(float(found.check.signals.kl), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["hard_concrete", "nested"])
 def test_a_search_that_has_settled_ends_with_the_same_circuit(planted: GPT2LMHeadModel, method: str) -> None:
     config = CONFIG.replaced(method=method, steps=500, ranking_share=0.5)
@@ -116,6 +117,7 @@ def test_a_search_that_has_settled_ends_with_the_same_circuit(planted: GPT2LMHea
     assert (kept(found, Granularity.HEAD), kept(found, Granularity.MLP_NEURON)) == (HEADS, NEURONS)
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_to_its_last_step_when_asked(planted: GPT2LMHeadModel) -> None:
     config = CONFIG.replaced(method="nested", steps=500, ranking_share=0.5, early_stopping="off")
     assert len(discover(planted, PAIRS, config).history) == 500
@@ -291,6 +293,7 @@ def test_the_final_cut_goes_on_from_the_ranking_of_the_best_check_where_that_is_
     assert final_cut(problem, found.ranking, early, CONFIG.steps).step == CONFIG.steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("measure", "sizes"), [("units", (0.3, 0.03)), ("parameters", (0.4, 0.05))])
 @pytest.mark.parametrize("method", ["hard_concrete", "nested"])
 def test_a_circuit_of_the_size_asked_for(

@@ -56,6 +56,7 @@ def broken_gradient(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     monkeypatch.setattr("torch.autograd.backward", overflowing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("breaks", "what", "value"),
     [(broken_loss, "a KL", float("nan")), (broken_gradient, "a gradient", float("inf"))],

@@ -83,6 +83,7 @@ def test_measuring_again_when_asked(run: Path):
     assert again == card
 
 
+@pytest.mark.slow
 def test_a_card_that_was_stopped_goes_on_where_it_stopped(run: Path):
     whole, _ = judge(run, full=True)
     (run / "sections.json").unlink()
@@ -192,6 +193,7 @@ def test_pairs_told_otherwise_are_asked_in_the_form_of_the_run(run: Path, monkey
     assert all(request.options == {} for request in others)
 
 
+@pytest.mark.slow
 def test_the_command_line_shows_what_the_full_card_says(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

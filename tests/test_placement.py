@@ -308,6 +308,7 @@ def test_impossible_places_are_refused_in_one_line(folder: Path, options: dict[s
 SPREAD = ("--device", "auto", "--max-memory", "cpu=0.004MB")
 
 
+@pytest.mark.slow
 def test_a_run_over_devices_is_that_of_the_plain_model(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,6 +56,7 @@ def same(a: Discovery, b: Discovery) -> bool:
     return all(one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one) for one, two in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_search_that_was_killed_again_and_again_ends_as_an_undisturbed_one(name: str, tmp_path: Path) -> None:
     model, config = shared("llama").model, CONFIGS[name]
@@ -78,6 +79,7 @@ def test_a_search_that_had_ended_is_only_cut_again(tmp_path: Path) -> None:
     assert not steps
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_passed_over(tmp_path: Path) -> None:
     model, config, warnings = shared("llama").model, CONFIGS["nested"], list[str]()
     whole = discover(model, PAIRS, config)
@@ -136,6 +138,7 @@ def test_a_checkpoint_with_another_name_than_its_content_is_damaged(tmp_path: Pa
     assert int(state["at"]) == 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["hard_concrete", "nested"])
 def test_what_a_killed_search_left_out_is_left_out_again(method: str, tmp_path: Path) -> None:
     model, config = shared("llama").model, BASE.replaced(method=method, size=0.1, shrinking="on", steps=110)

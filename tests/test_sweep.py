@@ -32,6 +32,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_every_method_has_every_size_and_seed(swept: Path) -> None:
     content = json.loads((swept / "sweep.json").read_text())
     found = {(point["method"], point["asked"], point["seed"]) for point in content["points"]}
@@ -72,6 +73,7 @@ def test_points_are_what_the_card_of_their_run_says(swept: Path) -> None:
     assert point["parameters"] == pytest.approx(card["parameters.kept"] / card["parameters.total"])
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_damaged_or_other_is_made_again(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, made = (swept / "sweep.json").read_text(), []
     search = sweep.search
