@@ -22,7 +22,7 @@ from surroundings import surroundings  # before all that reads the environment w
 from rich.console import Console
 from rich.table import Table
 
-from circuitsieve.config import DiscoveryConfig
+from circuitsieve.config import MEASURES, DiscoveryConfig
 from circuitsieve.loaders import TaskOptions
 from circuitsieve.progress import RichReporter
 from circuitsieve.vocabulary import Method
@@ -81,6 +81,7 @@ def arguments() -> argparse.Namespace:
     budget.add_argument("--max-kl", type=float)
     budget.add_argument("--min-faithfulness", type=float)
     parser.add_argument("--method", default=DiscoveryConfig().method, choices=list(map(str, Method)))
+    parser.add_argument("--size-by", default=DiscoveryConfig().size_by, choices=MEASURES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=Path("runs/main_job"))
     parser.add_argument("--out", type=Path, required=True)
@@ -95,7 +96,11 @@ def one_run(options: argparse.Namespace, task: str, seed: int) -> Results:
         task=task,
         out=str(options.runs / f"{Path(options.model).name}-{task}-{seed}"),
         config=DiscoveryConfig(
-            method=options.method, max_kl=options.max_kl, min_faithfulness=options.min_faithfulness, seed=seed
+            method=options.method,
+            max_kl=options.max_kl,
+            min_faithfulness=options.min_faithfulness,
+            size_by=options.size_by,
+            seed=seed,
         ),
         data=TaskOptions(seed=seed),
         overwrite=True,
@@ -120,12 +125,12 @@ def summary(runs: dict[str, Results]) -> list[tuple[str, ...]]:
 def title(options: argparse.Namespace, task: str) -> str:
     """What was asked for."""
     budget = f"max KL {options.max_kl}" if options.max_kl else f"min faithfulness {options.min_faithfulness}"
-    return f"{options.model}, {task}, {options.method}, {budget}, {len(options.seeds)} seeds"
+    return f"{options.model}, {task}, {options.method}, {budget}, few {options.size_by}, {len(options.seeds)} seeds"
 
 
 PAGE = """# Tasks, measured
 
-{model}, `--method {method}`, {budget}, all else as by default, {seeds} seeds, each with its own words, pairs
+{model}, `--method {method} --size-by {measure}`, {budget}, all else as by default, {seeds} seeds, each with its own words, pairs
 and gates; two CPU cores. Medians over the seeds, with the lowest and the highest. Everything is measured on test pairs, which
 nothing was tuned on: their words stand in no training pair.
 
@@ -159,6 +164,7 @@ def markdown(options: argparse.Namespace, found: dict[str, dict[str, Results]], 
     return PAGE.format(
         model=options.model,
         method=options.method,
+        measure=options.size_by,
         budget=f"`--max-kl {options.max_kl}`" if options.max_kl else f"`--min-faithfulness {options.min_faithfulness}`",
         seeds=len(options.seeds),
         table="\n".join(table),

@@ -53,8 +53,7 @@ def test_new_budget_takes_the_place_of_the_old_one():
     with pytest.raises(ConfigError, match="budget: found max_kl and min_faithfulness, expected one of them"):
         config.replaced(max_kl=0.5, min_faithfulness=0.9)
     sized = DiscoveryConfig(size=0.2, size_by="parameters")
-    assert sized.replaced(size=0.1, size_by="parameters").size_by == "parameters"
-    assert sized.replaced(max_kl=0.5) == DiscoveryConfig(max_kl=0.5)
+    assert sized.replaced(max_kl=0.5) == DiscoveryConfig(max_kl=0.5, size_by="parameters")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +61,10 @@ def test_new_budget_takes_the_place_of_the_old_one():
     [
         ({"stepz": 3}, "setting: found 'stepz', expected one of method, max_kl, min_faithfulness"),
         ({"max_kl": 0.1, "pressure": 1.0}, "budget: found max_kl and pressure, expected one of them"),
-        ({"size_by": "parameters"}, "size_by: found parameters and no size, expected `size` with it"),
+        (
+            {"size_by": "parameters", "pressure": 1.0, "method": "hard_concrete"},
+            "size_by: found parameters with a fixed pressure, which no size decides, expected a budget",
+        ),
         ({"size_by": "neurons", "size": 0.1}, "size_by: found 'neurons', expected one of units, parameters"),
         ({"granularities": []}, "granularities: found none, expected at least one of layer, attn_block"),
         ({"granularities": ["heads"]}, "granularities: found 'heads', expected one of layer,"),

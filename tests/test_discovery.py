@@ -345,10 +345,11 @@ def counted_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return passes
 
 
+@pytest.mark.parametrize("measure", ["units", "parameters"])
 def test_a_glance_saves_passes_and_finds_the_same_border(
-    planted: GPT2LMHeadModel, found: Discovery, monkeypatch: pytest.MonkeyPatch
+    planted: GPT2LMHeadModel, found: Discovery, monkeypatch: pytest.MonkeyPatch, measure: str
 ) -> None:
-    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(batch_size=2))
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(batch_size=2, size_by=measure))
     passes = counted_passes(monkeypatch)
     monkeypatch.setattr(selection, "LEAST_LOOKS", 100)  # neither runs out of its allowance
     glancing, spent = final_cut(problem, found.ranking, None, CONFIG.steps), sum(passes)
@@ -359,7 +360,26 @@ def test_a_glance_saves_passes_and_finds_the_same_border(
     assert not glancing.at_a_glance
     assert glancing.load == pytest.approx(float(problem.budget.load(problem.validation.measure(glancing.circuit))))
     assert glancing.feasible
-    assert glancing.circuit.size == pytest.approx(exhaustive.circuit.size, rel=0.05)
+    assert glancing.circuit.share(measure) == pytest.approx(exhaustive.circuit.share(measure), rel=0.05)
+
+
+def test_fewer_of_what_is_asked_for_is_the_better_circuit(planted: GPT2LMHeadModel) -> None:
+    """A dim of every head is fewer units and more parameters than all dims of two heads."""
+    space = Subject.of(planted).space
+    spread, whole = (torch.zeros(space.shape(Granularity.HEAD_DIM)) for _ in range(2))
+    spread[:, ::HEAD_DIM] = 1
+    whole[0, : 2 * HEAD_DIM] = 1
+    neurons = torch.zeros(space.shape(Granularity.MLP_NEURON))
+    rankings = [
+        Ranking(space, {Granularity.HEAD_DIM: dims, Granularity.MLP_NEURON: neurons}) for dims in (spread, whole)
+    ]
+    for measure in ("units", "parameters"):
+        config = CONFIG.replaced(max_kl=1e3, max_accuracy_drop=1.0, size_by=measure)
+        problem = Problem.of(Subject.of(planted), PAIRS, config)
+        apart, together = (try_cut(problem, ranking, 0.5, 0) for ranking in rankings)
+        assert apart.feasible
+        assert together.feasible
+        assert apart.better_than(together) == (measure == "units")
 
 
 def test_the_final_cut_narrows_its_border_down_only_while_its_allowance_lasts(

@@ -59,7 +59,8 @@ class DiscoveryConfig:
     """Budget: the kept share, above 0 and below 1; the circuit is the best one of this size."""
 
     size_by: str = "units"
-    """What `size` is a share of: units (head dims and MLP neurons) or parameters (of the projections, counted exactly)."""
+    """What is to be small: units (head dims and MLP neurons) or parameters (of the projections, counted exactly: heads are dear,
+    neurons cheap). `size` is a share of them; another budget is met with as few of them as can be."""
 
     pressure: float | None = None
     """No budget: a fixed multiplier of the sparsity penalty, as the paper does it; the last circuit is taken."""
@@ -173,8 +174,6 @@ class DiscoveryConfig:
             raise ConfigError(f"budget: found {' and '.join(budgets)}, expected one of them")
         if not budgets:
             object.__setattr__(self, "max_kl", 0.1)
-        if self.size_by != "units" and self.size is None:
-            raise ConfigError(f"size_by: found {self.size_by} and no size, expected `size` with it")
         self._check_words()
         self._check_numbers()
         self._check_ranges()
@@ -249,6 +248,10 @@ class DiscoveryConfig:
             raise ConfigError(
                 f"method {self.method}: found a fixed pressure, expected method hard_concrete, whose gates it presses on, or "
                 "another budget"
+            )
+        if self.size_by != "units" and self.pressure is not None:
+            raise ConfigError(
+                f"size_by: found {self.size_by} with a fixed pressure, which no size decides, expected a budget"
             )
         if self.method == "nested" and not self._searches_units:
             raise ConfigError(
@@ -335,7 +338,7 @@ class DiscoveryConfig:
         of theirs.
         """
         if changes.keys() & BUDGETS:
-            changes = {**dict.fromkeys(BUDGETS), "size_by": "units", **changes}
+            changes = {**dict.fromkeys(BUDGETS), **changes}
         if changes.get("method", Method.HARD_CONCRETE) != Method.HARD_CONCRETE:
             changes = {**_usual_of_gates(), **changes}
         return replace(self, **changes)

@@ -99,7 +99,7 @@ def _checked(problem: Problem, circuit: Circuit, ranking: Ranking, step: int, si
 
 def _glance(problem: Problem, ranking: Ranking, size: float, step: int, batches: Sequence[PairBatch]) -> Check:
     """A cut measured on a few batches where these are clear, else on all of them."""
-    circuit = problem.circuit(ranking.cut(ranking.threshold_at(size)))
+    circuit = problem.circuit(ranking.cut(ranking.threshold_at(size, problem.config.size_by)))
     few, rest = glimpsed(batches)
     signals = problem.validation.measure(circuit, few)
     check = _checked(problem, circuit, ranking, step, signals)
@@ -111,6 +111,11 @@ def _glance(problem: Problem, ranking: Ranking, size: float, step: int, batches:
     others = problem.validation.measure(circuit, rest)
     pooled = Signals(*(torch.lerp(b, a, share) for a, b in zip(signals, others, strict=True)))
     return _checked(problem, circuit, ranking, step, pooled)
+
+
+def _size(problem: Problem, circuit: Circuit) -> float:
+    """The kept share, by the measure that is asked for."""
+    return circuit.share(problem.config.size_by)
 
 
 def sized(problem: Problem, ranking: Ranking) -> float:
@@ -128,10 +133,10 @@ def glimpsed(batches: Sequence[PairBatch]) -> tuple[list[PairBatch], list[PairBa
 def affordable_size(problem: Problem, ranking: Ranking) -> float:
     """About the smallest size at which a cut of a ranking keeps the budget, on the check pairs.
 
-    Without a budget: the size of the cut at 0. Where a size is asked for: that, by its own measure.
+    Without a budget: the size of the cut at 0. Where a size is asked for: that. By the measure that is asked for.
     """
     if problem.config.pressure is not None:
-        return problem.circuit(ranking.cut(0.0)).size
+        return _size(problem, problem.circuit(ranking.cut(0.0)))
     if problem.config.size is not None:
         return problem.config.size
     batches = check_batches(problem)
@@ -262,15 +267,15 @@ def _smallest_cut(problem: Problem, start: Check, allowance: Allowance, rival: C
         allowance.passes -= len(glimpsed(batches)[0] if check.at_a_glance else batches)
         return note(check)
 
-    size, known = start.circuit.size, start.feasible
-    if rival is not None and rival.feasible and size > rival.circuit.size / CUT_PRECISION:
-        size, known = rival.circuit.size / CUT_PRECISION, feasible(rival.circuit.size / CUT_PRECISION)
+    size, known = _size(problem, start.circuit), start.feasible
+    if rival is not None and rival.feasible and size > (below := _size(problem, rival.circuit) / CUT_PRECISION):
+        size, known = below, feasible(below)
         if not known:
             return chosen
     least = 1 / problem.space.units
     found = smallest_feasible(feasible, size, least, CUT_PRECISION, known=known, used_up=lambda: allowance.passes <= 0)
-    if found < chosen.circuit.size or not chosen.feasible:  # its last look was a glance
-        note(try_cut(problem, start.ranking, start.ranking.threshold_at(found), start.step))
+    if found < _size(problem, chosen.circuit) or not chosen.feasible:  # its last look was a glance
+        note(try_cut(problem, start.ranking, start.ranking.threshold_at(found, problem.config.size_by), start.step))
     return chosen
 
 

@@ -93,9 +93,10 @@ def _asked(settings: Mapping[str, Any]) -> str:
         return f"no budget, a fixed pressure of {settings['pressure']:g}."
     if settings["size"] is not None:
         return f"{settings['size']:.3g} of the {settings['size_by']}."
+    few = ", with as few parameters as can be" if settings["size_by"] == "parameters" else ""
     if settings["min_faithfulness"] is not None:
-        return f"a faithfulness of at least {settings['min_faithfulness']:g}."
-    return f"a KL of at most {settings['max_kl']:g} nats."
+        return f"a faithfulness of at least {settings['min_faithfulness']:g}{few}."
+    return f"a KL of at most {settings['max_kl']:g} nats{few}."
 
 
 def _found(run: RunRecord) -> str:
