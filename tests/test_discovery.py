@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuitsieve import ablations, selection
 from circuitsieve.averages import Averages
+from circuitsieve.bench import Bench
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.control import Signals
@@ -34,7 +35,7 @@ from circuitsieve.phases import (
     first_phase,
     next_phase,
 )
-from circuitsieve.problem import Bench, Problem, training_dtype
+from circuitsieve.problem import Problem, training_dtype
 from circuitsieve.ranking import RankingPhase
 from circuitsieve.selection import final_cut, try_cut
 from circuitsieve.shrinking import EVERY

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from circuitsieve import DiscoveryConfig, discover
+from circuitsieve.bench import Bench
 from circuitsieve.errors import Diverged
 from circuitsieve.exhaustion import is_exhaustion
-from circuitsieve.problem import Bench
 from circuitsieve.runs import RunFolder
 from circuitsieve.training import Training
 from tiny import name_pairs, tiny_folder, tiny_loaded, tiny_pairs, write_jsonl

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from circuitsieve.ablations import constants
+from circuitsieve.bench import Bench
 from circuitsieve.data import batches
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.lean import WORTH, Lean
 from circuitsieve.nodes import SiteMasks
-from circuitsieve.problem import Bench
 from circuitsieve.references import Reference, References
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
