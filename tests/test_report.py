@@ -17,6 +17,7 @@ from rich.console import Console
 
 from circuitsieve.ablations import with_counterfactuals
 from circuitsieve.circuit import Circuit
+from circuitsieve.config import DiscoveryConfig
 from circuitsieve.exhibits import PROMPTS, exhibits
 from circuitsieve.judging import load_run_model, run_pairs
 from circuitsieve.lens import Lens, attention_patterns
@@ -183,6 +184,23 @@ def test_a_run_without_a_card_has_no_report(run: RunFolder, tmp_path: Path, caps
     (bare / "history.jsonl").write_text("not a step\n")
     shutil.copy(run.path / "card.json", bare)
     assert complaint(capsys, "report", bare).startswith(f"{bare}/history.jsonl: cannot be read (")
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({}, "a KL of at most 0.1 nats."),
+        ({"max_kl": 0.2, "size_by": "parameters"}, "a KL of at most 0.2 nats, with as few parameters as can be."),
+        ({"min_faithfulness": 0.9}, "a faithfulness of at least 0.9."),
+        ({"size": 0.25, "size_by": "parameters"}, "0.25 of the parameters."),
+        ({"pressure": 2.0, "method": "hard_concrete"}, "no budget, a fixed pressure of 2."),
+    ],
+)
+def test_what_was_asked_for_is_said(
+    run: RunFolder, shown: dict[str, Any], asked: dict[str, Any], sentence: str
+) -> None:
+    about = run.read_json("config.json") | {"discovery": DiscoveryConfig(**asked).to_dict()}
+    assert sentence in " ".join(page(record_of(run, config=about), shown).split())
 
 
 @pytest.mark.parametrize(
