@@ -109,6 +109,7 @@ def test_without_a_tokenizer_other_inputs_cannot_be_made():
     assert set(transfer(harness(), None).values.values()) == {None}
 
 
+@pytest.mark.slow
 def test_other_tasks_and_other_sentences_on_the_demo_model():
     demo = load_model("demo")
     circuit = circuit_of(1, Subject.of(demo.model).space)

@@ -150,6 +150,7 @@ def test_run_is_replaced_when_asked(discover, tmp_path):
     assert json.loads((tmp_path / "new/circuit.json").read_text())["ablation"] == "corrupted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["mean", "mean_positional", "zero", "resample"])
 def test_every_ablation_goes_the_whole_way(called, discover, tmp_path, ablation):
     first = document(discover("--ablation", ablation, "--json"))
@@ -358,6 +359,7 @@ def test_help_loads_neither_torch_nor_transformers(code):
     assert python(f"import sys\nfrom circuitsieve import cli\n{code}\nprint({heavy})") == "set()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["show", "run"], ["show", "run", "--nodes"], ["compare", "run", "same"]])
 def test_what_only_reads_runs_does_not_load_transformers(home, tmp_path, words):
     """It takes longer to load than they take."""
@@ -368,6 +370,7 @@ def test_what_only_reads_runs_does_not_load_transformers(home, tmp_path, words):
     assert python(f"import sys\n{code}\nprint({{'transformers'}} & set(sys.modules))") == "set()"
 
 
+@pytest.mark.slow
 def test_real_process_prints_one_document_and_no_noise(home, tmp_path):
     words = f"discover --model {home}/model --task {home}/pairs.jsonl --out {tmp_path}/new --steps 2 --json".split()
     done = subprocess.run([sys.executable, "-m", "circuitsieve", *words], capture_output=True, text=True, check=False)

@@ -191,6 +191,7 @@ def test_prompts_beyond_the_context(discover, tmp_path):
 # --- as a user sees it --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

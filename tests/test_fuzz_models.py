@@ -50,6 +50,7 @@ def assert_damage_is_named(folder: Path, name: str, data: st.DataObject) -> None
         path.write_bytes(valid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FILES, "model.safetensors"])
 @examples(25)
 @given(data=st.data())
@@ -57,6 +58,7 @@ def test_damaged_checkpoints(stock: Path, name: str, data: st.DataObject):
     assert_damage_is_named(stock, name, data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*FILES, ABOUT, NODES, WEIGHTS])
 @examples(20)
 @given(data=st.data())

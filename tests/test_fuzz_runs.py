@@ -36,6 +36,7 @@ def read_everything(folder: RunFolder) -> None:
     Memory(folder, {}, fresh=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*JSON, *LINES, *TENSORS])
 @examples(40)
 @given(data=st.data())
@@ -61,6 +62,7 @@ def test_constants(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
     assert_one_line_at_most(folder.read_circuit, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*JSON, *LINES, *TENSORS])
 @examples(15)
 @given(data=st.data())

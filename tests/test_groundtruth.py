@@ -77,6 +77,7 @@ def test_the_search_finds_what_is_known(known: KnownModel):
             assert scores["average_precision"] >= 0.85
 
 
+@pytest.mark.slow
 def test_planted_nodes_alone_write_and_are_found():
     """All else can be taken out of the weights; without one planted node the model says something else."""
     known = planted(seed=1)

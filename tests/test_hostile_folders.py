@@ -25,6 +25,7 @@ def run(home: Path, tmp_path: Path) -> Path:
 # --- links --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["card.json", "report.html", "exhibits.json", ".partial-card.json", ".lock"])
 def test_what_a_link_points_to_is_not_written(run: Path, tmp_path: Path, name: str):
     precious = tmp_path / "precious"
@@ -63,6 +64,7 @@ def test_a_run_is_cleared_without_following_links(tmp_path: Path):
 # --- files that are no files, cannot be read, or are half there -----------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["config.json", "pairs.jsonl", "masks.safetensors", "circuit.json", "history.jsonl", "card.json"]
 )

@@ -407,6 +407,7 @@ def test_other_ways_to_share_a_model_out_are_refused(how: str) -> None:
 # --- two devices ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_masks_lie_beside_their_layers() -> None:
     """On two devices that are pretended, where every operation on tensors of both is an error."""
     if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):

@@ -43,6 +43,7 @@ def test_products_are_those_of_the_formulas(family: str) -> None:
     assert set(found) == {"reference", *SIDES}
 
 
+@pytest.mark.slow
 def test_a_model_without_content_counts_as_one_with() -> None:
     """But for the few operations by which transformers looks for packed prompts."""
     expected, footprint = counts(model_of("llama"), PAIRS, TOKENS)

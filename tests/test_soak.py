@@ -93,6 +93,7 @@ def mended(subjects: Subjects) -> Iterator[None]:
     subjects.models["llama"].eval()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mended")
 @pytest.mark.parametrize("what", LEAKS)
 def test_what_is_left_is_seen(what: str, subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:

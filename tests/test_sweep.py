@@ -47,6 +47,7 @@ def test_every_method_has_every_size_and_seed(swept: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_tables_hold_the_same(swept: Path) -> None:
     points = json.loads((swept / "sweep.json").read_text())["points"]
     rows = list(csv.DictReader((swept / "sweep.csv").read_text().splitlines()))
@@ -55,6 +56,7 @@ def test_the_tables_hold_the_same(swept: Path) -> None:
     assert all(word in drawn for word in ("nested", "attribution", "20%", "40%", "KL to the full model", "demo, ioi"))
 
 
+@pytest.mark.slow
 def test_points_are_what_the_card_of_their_run_says(swept: Path) -> None:
     model, tokenizer = load_model("demo")
     pairs = load_task("ioi", tokenizer, TaskOptions(train=24, validation=16, test=12, seed=1))

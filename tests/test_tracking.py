@@ -150,6 +150,7 @@ def test_trackio_holds_what_the_run_holds(discover, database, tmp_path):
     assert len(in_history(run)) == STEPS
 
 
+@pytest.mark.slow
 def test_wandb_holds_what_the_run_holds(discover, tmp_path):
     import wandb
 
