@@ -53,7 +53,9 @@ def test_new_budget_takes_the_place_of_the_old_one():
     with pytest.raises(ConfigError, match="budget: found max_kl and min_faithfulness, expected one of them"):
         config.replaced(max_kl=0.5, min_faithfulness=0.9)
     sized = DiscoveryConfig(size=0.2, size_by="parameters")
+    assert sized.replaced(size=0.1) == sized.replaced(size=0.1, size_by="parameters")
     assert sized.replaced(max_kl=0.5) == DiscoveryConfig(max_kl=0.5, size_by="parameters")
+    assert sized.replaced(size=0.1, size_by="units") == DiscoveryConfig(size=0.1)
 
 
 @pytest.mark.parametrize(
