@@ -14,12 +14,10 @@ run: $(VENV)/installed
 run-smollm2: $(VENV)/smollm2
 	$(BIN)/circuitsieve discover --model smollm2 --task ioi --max-kl 0.16 --out runs/smollm2-ioi --overwrite
 
-# Tiny models: a process for each core is quicker than several threads in one. Types and shapes are checked at every call of
-# the fast tests; in the slow ones, which search again and again, that would double their time.
-TINY := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+# Tiny models: a process for each core is quicker than several threads in one. tests/conftest.py says which check types.
 test: lint $(VENV)/smollm2
-	$(TINY) --jaxtyping-packages=circuitsieve,beartype.beartype
-	$(TINY) -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not smollm2' --numprocesses auto --dist loadfile \
+		--jaxtyping-packages=circuitsieve,beartype.beartype
 	$(BIN)/python -m pytest -m smollm2
 
 lint: $(VENV)/dev

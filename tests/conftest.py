@@ -1,8 +1,11 @@
-"""Fixtures that several test files use."""
+"""Fixtures that several test files use, and which tests check types."""
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from zlib import crc32
 
+import jaxtyping
 import pytest
 import torch
 
@@ -11,6 +14,27 @@ from models import FAMILIES, shared
 from tiny_cli import complaint, make_home
 
 Complaint = Callable[..., str]
+CHECKED = pytest.StashKey[bool]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says which tests check types and shapes at every call, where `--jaxtyping-packages` asks for it.
+
+    Slow tests do not: it would double their time. Of the cases of one test the first three do, and a third of the others, drawn by
+    their names, so that families of models take turns.
+    """
+    cases: Counter[str] = Counter()
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        cases[name] += 1
+        drawn = cases[name] <= 3 or crc32(item.nodeid.encode()) % 3 == 0
+        item.stash[CHECKED] = drawn and item.get_closest_marker("slow") is None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Turns the checks on or off before the test's fixtures are made."""
+    jaxtyping.config.update("jaxtyping_disable", not item.stash[CHECKED])
 
 
 @pytest.fixture(params=FAMILIES)
