@@ -20,8 +20,8 @@ CHECKED = pytest.StashKey[bool]()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Says which tests check types and shapes at every call, where `--jaxtyping-packages` asks for it.
 
-    Slow tests do not: it would double their time. Of the cases of one test the first three do, and a third of the others, drawn by
-    their names, so that families of models take turns.
+    Slow tests do not: it would double their time. Of the cases of one test the first three do, and a third of the others, drawn
+    by their names, so that families of models take turns.
     """
     cases: Counter[str] = Counter()
     for item in items:

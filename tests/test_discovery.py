@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from circuitsieve import ablations, selection
 from circuitsieve.averages import Averages
 from circuitsieve.bench import Bench
+from circuitsieve.checks import try_cut
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.control import Signals
@@ -37,7 +38,7 @@ from circuitsieve.phases import (
 )
 from circuitsieve.problem import Problem, training_dtype
 from circuitsieve.ranking import RankingPhase
-from circuitsieve.selection import final_cut, try_cut
+from circuitsieve.selection import final_cut
 from circuitsieve.shrinking import EVERY
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import OUT_DIMS, UNIT_GRANULARITIES, Ablation, Granularity, Method, SiteKind

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from circuitsieve.attribution import attribution
+from circuitsieve.checks import Check
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import Pairs
@@ -23,7 +24,7 @@ from circuitsieve.problem import Problem
 from circuitsieve.provenance import describe_model, describe_pairs, describe_run, records
 from circuitsieve.resuming import Checkpoints, identity_of
 from circuitsieve.runs import RunFolder
-from circuitsieve.selection import Check, final_cut
+from circuitsieve.selection import final_cut
 from circuitsieve.subject import Subject, frozen
 from circuitsieve.training import OnLook, OnStep, Training
 from circuitsieve.vocabulary import Method

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from circuitsieve.attribution import points
+from circuitsieve.checks import Checks
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data import PairBatch, Pairs, batches
 from circuitsieve.evaluation import EvaluationConfig
@@ -22,7 +23,7 @@ from circuitsieve.itinerary import looked_at, order
 from circuitsieve.phases import FocusPhase, first_phase, next_phase
 from circuitsieve.placement import offloaded_bytes, whereabouts
 from circuitsieve.problem import Problem
-from circuitsieve.selection import TYPICAL_SIZE, Checks, glimpsed
+from circuitsieve.selection import TYPICAL_SIZE, glimpsed
 from circuitsieve.subject import Subject, frozen, quick_attention
 from circuitsieve.training import Training
 from circuitsieve.vocabulary import Granularity, Method

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from circuitsieve.ablations import OptimalConstants
+from circuitsieve.checks import Checks
 from circuitsieve.control import Signals
 from circuitsieve.data import PairBatch
 from circuitsieve.errors import Diverged, RunError
@@ -30,7 +31,6 @@ from circuitsieve.phase import Phase
 from circuitsieve.phases import first_phase, next_phase, phase_to_restore
 from circuitsieve.problem import Problem
 from circuitsieve.resuming import Checkpoints
-from circuitsieve.selection import Checks
 from circuitsieve.settling import Settling
 from circuitsieve.states import State, document, of_optimizer, part, read_document, restore_optimizer, under
 from circuitsieve.subject import quick_attention
