@@ -28,7 +28,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from circuitsieve import DiscoveryConfig, load_model
-from circuitsieve.data import Example, PairBatch, Pairs
+from circuitsieve.batching import PairBatch
+from circuitsieve.data import Example, Pairs
 from circuitsieve.instrument import answer_logits
 from circuitsieve.pairs import Pair
 from circuitsieve.phases import FocusPhase, first_phase, next_phase

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from circuitsieve.ablations import constants
+from circuitsieve.batching import batches
 from circuitsieve.circuit import Circuit
-from circuitsieve.data import Pairs, batches, encode_all
+from circuitsieve.data import Pairs, encode_all
 from circuitsieve.evaluation import EvaluationConfig, evaluate
 from circuitsieve.evaluation.alternatives import head_level, other_ablations
 from circuitsieve.evaluation.harness import Harness

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 import circuitsieve
 from circuitsieve.ablations import constants
+from circuitsieve.batching import batches
 from circuitsieve.circuit import Circuit
-from circuitsieve.data import batches
 from circuitsieve.errors import ConfigError, HookNotFired, ModelError
 from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, Granularity

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from circuitsieve import ablations
+from circuitsieve.batching import PairBatch, collate
 from circuitsieve.circuit import Circuit, clean_up
-from circuitsieve.data import PairBatch, collate
 from circuitsieve.errors import ConfigError
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.masks import BoolMasks, equal

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 import circuitsieve
 from circuitsieve.ablations import constants as means
+from circuitsieve.batching import batches
 from circuitsieve.checkpoint import save_compact
 from circuitsieve.circuit import Circuit
 from circuitsieve.compaction import answering
 from circuitsieve.costs import parameters
-from circuitsieve.data import batches
 from circuitsieve.errors import CircuitsieveError, ConfigError, UnsupportedModel
 from circuitsieve.subject import Subject
 from circuitsieve.surgery import compact

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from circuitsieve.data import Encoder, Example, Unusable, batches, collate, encode, encode_all, spread
+from circuitsieve.batching import batches, collate, spread
+from circuitsieve.data import Encoder, Example, Unusable, encode, encode_all
 from circuitsieve.errors import DataError
 from circuitsieve.pairs import SPLITS, Pair, TextSplits
 from models import random_examples

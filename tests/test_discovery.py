@@ -13,12 +13,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuitsieve import ablations, selection
 from circuitsieve.averages import Averages
+from circuitsieve.batching import PairBatch, batches
 from circuitsieve.bench import Bench
 from circuitsieve.checks import try_cut
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.control import Signals
-from circuitsieve.data import Example, PairBatch, Pairs, batches
+from circuitsieve.data import Example, Pairs
 from circuitsieve.discovery import Discovery, discover
 from circuitsieve.errors import DataError
 from circuitsieve.evaluation import evaluate

@@ -13,8 +13,9 @@ import torch
 
 from by_hand import agreeable, by_hand, plain_logits
 from circuitsieve.ablations import constants
+from circuitsieve.batching import batches
 from circuitsieve.circuit import Circuit
-from circuitsieve.data import Example, batches
+from circuitsieve.data import Example
 from circuitsieve.errors import ModelError
 from circuitsieve.evaluation import EvaluationConfig, evaluate
 from circuitsieve.evaluation.metrics import Anchors, Outcome, interval, summarise

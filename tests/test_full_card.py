@@ -13,8 +13,9 @@ import torch
 
 from by_hand import by_hand, plain_logits
 from circuitsieve.ablations import constants
+from circuitsieve.batching import batches
 from circuitsieve.circuit import Circuit, Ranking
-from circuitsieve.data import Example, Pairs, batches
+from circuitsieve.data import Example, Pairs
 from circuitsieve.errors import ConfigError
 from circuitsieve.evaluation import EvaluationConfig, minimality
 from circuitsieve.evaluation.areas import SIZES, areas, cmd, cpr

@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
+from circuitsieve.batching import batches
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import batches
 from circuitsieve.itinerary import journey, looked_at, revisited
 from models import random_examples
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from circuitsieve.ablations import constants
+from circuitsieve.batching import batches
 from circuitsieve.bench import Bench
-from circuitsieve.data import batches
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.lean import WORTH, Lean
 from circuitsieve.nodes import SiteMasks

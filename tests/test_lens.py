@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from circuitsieve.ablations import constants
-from circuitsieve.data import batches
+from circuitsieve.batching import batches
 from circuitsieve.instrument import answer_logits, masked, record
 from circuitsieve.lens import Lens, attention_patterns
 from circuitsieve.objective import logit_difference

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from circuitsieve import ablations
-from circuitsieve.data import collate
+from circuitsieve.batching import collate
 from circuitsieve.errors import ConfigError
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.masks import cut

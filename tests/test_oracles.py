@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from circuitsieve import ablations
+from circuitsieve.batching import PairBatch, batches, collate
 from circuitsieve.circuit import Circuit
-from circuitsieve.data import PairBatch, batches, collate
 from circuitsieve.instrument import answer_logits, masked, record
 from circuitsieve.masks import Masks
 from circuitsieve.nodes import Activations

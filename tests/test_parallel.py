@@ -15,7 +15,7 @@ import torch
 
 import shared_searches
 from circuitsieve import DiscoveryConfig, discover
-from circuitsieve.data import batches
+from circuitsieve.batching import batches
 from circuitsieve.effects import _drawn
 from circuitsieve.errors import ConfigError, ModelError
 from circuitsieve.parallel import Processes, of_torchrun

@@ -19,8 +19,9 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from circuitsieve.ablations import constants
+from circuitsieve.batching import batches
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Pairs, batches
+from circuitsieve.data import Pairs
 from circuitsieve.discovery import Discovery
 from circuitsieve.discovery import discover as search
 from circuitsieve.errors import ConfigError, ModelError, UnsupportedModel

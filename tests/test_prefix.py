@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuitsieve.batching import PairBatch, collate
 from circuitsieve.circuit import Circuit
-from circuitsieve.data import Example, PairBatch, collate
+from circuitsieve.data import Example
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.pairs import Pair
 from circuitsieve.prefix import shared_tokens

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuitsieve.batching import PairBatch
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import PairBatch, Pairs
+from circuitsieve.data import Pairs
 from circuitsieve.instrument import answer_logits, masked, record
 from circuitsieve.masks import Masks
 from circuitsieve.problem import Problem

@@ -9,8 +9,8 @@ import torch
 
 from circuitsieve import store as stores
 from circuitsieve.ablations import constants
+from circuitsieve.batching import PairBatch, batches
 from circuitsieve.circuit import Circuit
-from circuitsieve.data import PairBatch, batches
 from circuitsieve.evaluation.metrics import run_circuit
 from circuitsieve.references import Reference, References
 from circuitsieve.store import Store

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from circuitsieve.ablations import constants
+from circuitsieve.batching import batches
 from circuitsieve.circuit import Circuit
-from circuitsieve.data import Example, batches
+from circuitsieve.data import Example
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness
 from circuitsieve.evaluation.metrics import begin, run_circuit
 from circuitsieve.evaluation.minimality import changed

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from circuitsieve.ablations import constants
+from circuitsieve.batching import batches
 from circuitsieve.circuit import Circuit, Ranking
-from circuitsieve.data import batches
 from circuitsieve.errors import RunError
 from circuitsieve.runs import PairRecord, RunFolder
 from circuitsieve.subject import Subject

@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from circuitsieve.data import Example, PairBatch
+from circuitsieve.batching import PairBatch
+from circuitsieve.data import Example
 from circuitsieve.instrument import answer_logits, record
 from circuitsieve.nodes import Activations
 from circuitsieve.parallel import ALONE, Processes

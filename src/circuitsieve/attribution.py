@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitsieve.batching import PairBatch
 from circuitsieve.circuit import Ranking
-from circuitsieve.data import PairBatch
 from circuitsieve.effects import finest
 from circuitsieve.instrument import answer_logits, record
 from circuitsieve.itinerary import looked_at

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitsieve.batching import PairBatch
 from circuitsieve.circuit import Circuit
 from circuitsieve.control import Signals
-from circuitsieve.data import PairBatch
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.lean import Lean
 from circuitsieve.nodes import Activations, SiteMasks

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from circuitsieve.batching import PairBatch, spread
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.control import Signals, within
-from circuitsieve.data import PairBatch, spread
 from circuitsieve.problem import Problem
 from circuitsieve.states import State, document, number, part, read_document, under
 from circuitsieve.vocabulary import Granularity

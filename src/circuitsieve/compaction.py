@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 from circuitsieve import files
 from circuitsieve.ablations import constants
 from circuitsieve.architectures import architecture_of
+from circuitsieve.batching import batches
 from circuitsieve.checkpoint import save_compact
 from circuitsieve.circuit import Circuit
-from circuitsieve.data import Example, Pairs, batches
+from circuitsieve.data import Example, Pairs
 from circuitsieve.errors import RunError
 from circuitsieve.evaluation.alternatives import REFERENCE_PAIRS
 from circuitsieve.evaluation.card import measure_circuits

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from circuitsieve.batching import PairBatch
 from circuitsieve.circuit import Circuit
-from circuitsieve.data import PairBatch, Pairs
+from circuitsieve.data import Pairs
 from circuitsieve.errors import ConfigError
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness, Sample
 from circuitsieve.evaluation.metrics import Outcome, Summary, point_values

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuitsieve.data import PairBatch
+from circuitsieve.batching import PairBatch
 from circuitsieve.masks import Masks
 from circuitsieve.nodes import NodeSpace, chains
 from circuitsieve.objective import log_probs

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from circuitsieve.batching import batches
 from circuitsieve.circuit import Circuit, Ranking
-from circuitsieve.data import Example, batches
+from circuitsieve.data import Example
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness
 from circuitsieve.evaluation.metrics import interval, point_values
 from circuitsieve.instrument import answer_logits, masked

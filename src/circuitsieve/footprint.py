@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from circuitsieve.batching import PairBatch
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import PairBatch
 from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.lean import Lean
 from circuitsieve.nodes import SiteMasks

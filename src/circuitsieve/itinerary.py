@@ -4,8 +4,8 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from circuitsieve.batching import PairBatch, spread
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import PairBatch, spread
 from circuitsieve.vocabulary import Method
 
 LOOKED_AT = 384

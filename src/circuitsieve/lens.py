@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitsieve.architectures import is_input_major
-from circuitsieve.data import PairBatch
+from circuitsieve.batching import PairBatch
 from circuitsieve.instrument import answer_logits, record
 from circuitsieve.nodes import Activations
 from circuitsieve.objective import logit_difference

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from circuitsieve.attribution import points
+from circuitsieve.batching import PairBatch, batches
 from circuitsieve.checks import Checks
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import PairBatch, Pairs, batches
+from circuitsieve.data import Pairs
 from circuitsieve.evaluation import EvaluationConfig
 from circuitsieve.itinerary import looked_at, order
 from circuitsieve.phases import FocusPhase, first_phase, next_phase

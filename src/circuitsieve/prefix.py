@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, DynamicLayer
 from typing_extensions import override
 
-from circuitsieve.data import PairBatch
+from circuitsieve.batching import PairBatch
 from circuitsieve.subject import Subject
 
 WORTH = 0.25

@@ -10,12 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitsieve import ablations
+from circuitsieve.batching import batches
 from circuitsieve.bench import Bench
 from circuitsieve.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.control import Budget
 from circuitsieve.costs import soft_share
-from circuitsieve.data import Pairs, batches
+from circuitsieve.data import Pairs
 from circuitsieve.errors import ConfigError, DataError
 from circuitsieve.footprint import Footprint, divide, footprint_of, narrowest
 from circuitsieve.itinerary import revisited

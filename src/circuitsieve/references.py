@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuitsieve.data import PairBatch
+from circuitsieve.batching import PairBatch
 from circuitsieve.instrument import answer_logits, masked, record
 from circuitsieve.nodes import Activations
 from circuitsieve.objective import PairMetrics, measure

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from circuitsieve.data import Dropped, Example, Pairs, collate
+from circuitsieve.batching import collate
+from circuitsieve.data import Dropped, Example, Pairs
 from circuitsieve.errors import DataError
 from circuitsieve.instrument import answer_logits
 from circuitsieve.objective import logit_difference

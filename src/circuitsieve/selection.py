@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from circuitsieve.batching import PairBatch
 from circuitsieve.checks import VALIDATION_SHARE, Check, check_batches, checked, measured, try_cut
 from circuitsieve.circuit import Circuit, Ranking
 from circuitsieve.control import Signals
-from circuitsieve.data import PairBatch
 from circuitsieve.problem import Problem
 
 LEAST_LOOKS = 6

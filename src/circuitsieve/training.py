@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from circuitsieve.ablations import OptimalConstants
+from circuitsieve.batching import PairBatch
 from circuitsieve.checks import Checks
 from circuitsieve.control import Signals
-from circuitsieve.data import PairBatch
 from circuitsieve.errors import Diverged, RunError
 from circuitsieve.itinerary import journey
 from circuitsieve.objective import hinge, logit_difference

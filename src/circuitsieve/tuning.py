@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from circuitsieve.data import Example, PairBatch, Pairs, batches
+from circuitsieve.batching import PairBatch, batches
+from circuitsieve.data import Example, Pairs
 from circuitsieve.instrument import answer_logits
 from circuitsieve.narrow import ConstantAttention, CutProjection, PartlyConstant
 from circuitsieve.objective import kl, log_probs

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from circuitsieve.ablations import constants
+from circuitsieve.batching import batches
 from circuitsieve.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Example, Pairs, batches
+from circuitsieve.data import Example, Pairs
 from circuitsieve.discovery import discover
 from circuitsieve.evaluation.harness import Harness
 from circuitsieve.evaluation.metrics import Summary

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from circuitsieve.ablations import with_counterfactuals
+from circuitsieve.batching import PairBatch, batches, spread
 from circuitsieve.circuit import Circuit
-from circuitsieve.data import Example, PairBatch, batches, spread
+from circuitsieve.data import Example
 from circuitsieve.evaluation.metrics import (
     Anchors,
     Begun,

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
+from circuitsieve.batching import PairBatch
 from circuitsieve.circuit import Circuit
-from circuitsieve.data import PairBatch
 from circuitsieve.instrument import answer_logits, blocks_recorded, masked, resumed
 from circuitsieve.objective import PairMetrics, measure
 from circuitsieve.references import Reference, References
