@@ -13,7 +13,7 @@ from circuitsieve.data import Example
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness
 from circuitsieve.evaluation.metrics import begin, run_circuit
 from circuitsieve.evaluation.minimality import changed
-from circuitsieve.instrument import resumed
+from circuitsieve.hooks import resumed
 from circuitsieve.nodes import Node
 from circuitsieve.references import References
 from circuitsieve.store import Store

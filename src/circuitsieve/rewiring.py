@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from circuitsieve.architectures import has_bias, is_input_major
 from circuitsieve.errors import UnsupportedModel
 from circuitsieve.graph import EdgeMasks, Graph, Receiver
-from circuitsieve.instrument import intercepted
+from circuitsieve.hooks import intercepted
 from circuitsieve.nodes import Activations, SiteMasks
 from circuitsieve.placement import require_undispatched
 from circuitsieve.subject import Subject

@@ -17,7 +17,8 @@ from scipy import stats
 
 from circuitsieve.batching import PairBatch
 from circuitsieve.circuit import Circuit
-from circuitsieve.instrument import answer_logits, blocks_recorded, masked, resumed
+from circuitsieve.hooks import blocks_recorded, resumed
+from circuitsieve.instrument import answer_logits, masked
 from circuitsieve.objective import PairMetrics, measure
 from circuitsieve.references import Reference, References
 
