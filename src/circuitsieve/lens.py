@@ -156,7 +156,10 @@ class Lens:
 def attention_patterns(
     subject: Subject, prompts: Sequence[Int[Tensor, " _"]]
 ) -> list[Float[Tensor, "layers heads _ _"]]:
-    """Where each head of the full model looks, prompt by prompt: [layers, heads, from, to], each row sums to 1."""
+    """Where each head of the full model looks, prompt by prompt: [layers, heads, from, to], each row sums to 1.
+
+    transformers leaves hooks of its own on the model; they record nothing in passes that do not ask for it.
+    """
     with _eager(subject):
         outputs = [subject.model(input_ids=ids[None], output_attentions=True, use_cache=False) for ids in prompts]
     return [torch.cat([layer.float().cpu() for layer in output.attentions]) for output in outputs]
