@@ -11,18 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from tiny import name_pairs, tiny_folder, write_jsonl
 from tiny_cli import call, complaint
 
 pytestmark = pytest.mark.slow
 
-WORDS = [
-    *("discover", "--model", "demo", "--task", "ioi", "--steps", "100"),
-    *("--train-pairs", "128", "--validation-pairs", "32", "--test-pairs", "32"),
-]
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    home = tmp_path_factory.mktemp("inputs")
+    tiny_folder(home / "model")
+    write_jsonl(home / "pairs.jsonl", name_pairs(40))
+    said = f"discover --model {home}/model --task {home}/pairs.jsonl --steps 150 --early-stopping off --batch-size 5"
+    return said.split()
 
 
-def start(out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "circuitsieve", *WORDS, "--out", str(out), *more]
+def start(words: list[str], out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "circuitsieve", *words, "--out", str(out), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -44,24 +49,24 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str]) -> Non
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody disturbed."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    finish(start(out))
+    finish(start(words, out))
     return out
 
 
 def test_a_run_that_is_killed_at_several_moments_ends_with_the_same_bytes(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "killed"
     for steps in (0, 50):
-        process = start(out, "--resume")
+        process = start(words, out, "--resume")
         wait_until(lambda steps=steps: steps_kept(out) >= steps, process)  # type: ignore[misc]
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not (out / "masks.safetensors").exists()
-    finish(start(out, "--resume"))
+    finish(start(words, out, "--resume"))
     assert not (out / "checkpoint").exists()
     for name in ("masks.safetensors", "pairs.jsonl", "circuit.json"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
@@ -69,9 +74,9 @@ def test_a_run_that_is_killed_at_several_moments_ends_with_the_same_bytes(
     first, second = ({k: v for k, v in json.loads(t).items() if k not in TIMED} for t in timed)
     assert first == second
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert "Run folder" in call(capsys, *WORDS, "--out", out, "--resume").out  # nothing is done again
+    assert "Run folder" in call(capsys, *words, "--out", out, "--resume").out  # nothing is done again
     assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    other = complaint(capsys, *WORDS, "--out", out, "--resume", "--seed", "1")
+    other = complaint(capsys, *words, "--out", out, "--resume", "--seed", "1")
     assert "finished run with discovery seed 0" in other
 
 
@@ -79,20 +84,20 @@ TIMED = ("seconds", "peak_memory_bytes")
 
 
 def test_sigterm_saves_what_was_found_and_the_run_goes_on(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "ended"
-    process = start(out)
+    process = start(words, out)
     wait_until(lambda: steps_kept(out) >= 50, process)
     process.send_signal(signal.SIGSTOP)
-    assert "found a run in progress" in complaint(capsys, *WORDS, "--out", out, "--resume")
+    assert "found a run in progress" in complaint(capsys, *words, "--out", out, "--resume")
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
     _, said = process.communicate()
     assert process.returncode == 130, said
     assert (out / "masks.safetensors").exists()
-    assert "--resume" in complaint(capsys, *WORDS, "--out", out)
-    finish(start(out, "--resume"))
+    assert "--resume" in complaint(capsys, *words, "--out", out)
+    finish(start(words, out, "--resume"))
     assert (out / "masks.safetensors").read_bytes() == (whole / "masks.safetensors").read_bytes()
 
 
