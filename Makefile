@@ -14,11 +14,11 @@ run: $(VENV)/installed
 run-smollm2: $(VENV)/smollm2
 	$(BIN)/circuitsieve discover --model smollm2 --task ioi --max-kl 0.16 --out runs/smollm2-ioi --overwrite
 
-# Tiny models: a process for each core is quicker than several threads in one. tests/conftest.py says which check types.
+# Small models: a process for each core is quicker than several threads in one. tests/conftest.py says in which order, and which
+# tests check types.
 test: lint $(VENV)/smollm2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not smollm2' --numprocesses auto --dist loadfile \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' --numprocesses auto --dist loadfile --no-loadscope-reorder \
 		--jaxtyping-packages=circuitsieve,beartype.beartype
-	$(BIN)/python -m pytest -m smollm2
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Fixtures that several test files use, and which tests check types."""
+"""Fixtures that several test files use, the order of the files, and which tests check types."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,18 +17,32 @@ Complaint = Callable[..., str]
 CHECKED = pytest.StashKey[bool]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says which tests check types and shapes at every call, where `--jaxtyping-packages` asks for it.
+DEAR = ("smollm2", "slow")
+"""Markers of tests that take long, the dearest first."""
 
-    Slow tests do not: it would double their time. Of the cases of one test the first three do, and a third of the others, drawn
-    by their names, so that families of models take turns.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts files with dear tests first, so that processes that share the files end together, and says which tests check types.
+
+    Types and shapes are checked at every call where `--jaxtyping-packages` asks for it. Dear tests do not: it would double
+    their time. Of the cases of one test the first three do, and a third of the others, drawn by their names, so that families
+    of models take turns.
     """
+    places: dict[Path, int] = {}
+    for item in items:
+        places[item.path] = min(_place(item), places.get(item.path, len(DEAR)))
+    items.sort(key=lambda item: places[item.path])
     cases: Counter[str] = Counter()
     for item in items:
         name = item.nodeid.partition("[")[0]
         cases[name] += 1
         drawn = cases[name] <= 3 or crc32(item.nodeid.encode()) % 3 == 0
-        item.stash[CHECKED] = drawn and item.get_closest_marker("slow") is None
+        item.stash[CHECKED] = drawn and _place(item) == len(DEAR)
+
+
+def _place(item: pytest.Item) -> int:
+    """Of its dearest marker among the dear ones; beyond them where it has none."""
+    return next((place for place, name in enumerate(DEAR) if item.get_closest_marker(name)), len(DEAR))
 
 
 @pytest.hookimpl(tryfirst=True)

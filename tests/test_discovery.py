@@ -121,9 +121,14 @@ def test_a_search_that_has_settled_ends_with_the_same_circuit(planted: GPT2LMHea
 
 
 @pytest.mark.slow
-def test_a_search_goes_on_to_its_last_step_when_asked(planted: GPT2LMHeadModel) -> None:
-    config = CONFIG.replaced(method="nested", steps=500, ranking_share=0.5, early_stopping="off")
-    assert len(discover(planted, PAIRS, config).history) == 500
+def test_a_search_goes_on_to_its_last_step_when_asked(
+    planted: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circuitsieve.settling.WINDOW", 5)
+    monkeypatch.setattr("circuitsieve.settling.GAIN", math.inf)  # whatever is gained is too little
+    config = CONFIG.replaced(method="nested", steps=60, ranking_share=0.5)
+    assert len(discover(planted, PAIRS, config).history) == 10 + 30
+    assert len(discover(planted, PAIRS, config.replaced(early_stopping="off")).history) == 60
 
 
 def test_the_same_seed_gives_the_same_masks_and_the_model_is_left_alone(planted: GPT2LMHeadModel) -> None:

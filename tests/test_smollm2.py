@@ -65,6 +65,7 @@ def test_the_model_answers_in_chat_form(smollm2: LoadedModel, turn: str, spaced:
         assert clean[right] - clean[wrong] > 2 + corrupted[right] - corrupted[wrong]
 
 
+@pytest.mark.timeout(1200)
 def test_a_short_discovery_beats_random_circuits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     words = "discover --model smollm2 --task ioi --max-kl 0.5 --steps 40 --batch-size 8 --train-pairs 64 --validation-pairs 24"
