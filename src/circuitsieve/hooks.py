@@ -34,9 +34,19 @@ def edited(
     behind: Mapping[Site, Edit] = MappingProxyType({}),
     shape: tuple[int, ...] | None = None,
 ) -> Iterator[None]:
-    """Apply a function to the activation at each site, or to what the projection behind a read site makes of it.
+    """Edit activations in every forward pass, each as [batch, tokens, n].
 
-    None leaves an activation as it is.
+    Args:
+        architecture: of the model.
+        edits: what to make of the activation at each site.
+        checkpointed: of so many layers, the first, only the input is kept for the backward pass, which runs them again with the
+            same edits; it may come after the context has ended.
+        behind: what to make of what the projection behind a read site makes of it, before what is written there is edited.
+        shape: batch and tokens that every forward pass must have; any, where none are given.
+
+    Raises:
+        HookNotFired: at the end, a site has seen no activation.
+        ModelError: a forward pass has another shape.
     """
     hooks = _Hooks(architecture, edits, behind, shape)
     with ExitStack() as contexts:
@@ -104,8 +114,8 @@ class _Hooks:
 
     def on_read(self, site: Site, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         self.silent.discard(site)
-        edited = self._apply(self.edits[site], args[0])
-        return None if edited is None else (edited, *args[1:])
+        found = self._apply(self.edits[site], args[0])
+        return None if found is None else (found, *args[1:])
 
     def on_write(self, site: Site, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
         self.silent.discard(site)
@@ -118,8 +128,8 @@ class _Hooks:
         """Edits see [batch, tokens, n], also where a model works on [batch * tokens, n] (OPT's MLP)."""
         if activation.dim() > 2:
             return edit(activation)
-        edited = edit(activation.view(*self.shape, -1))
-        return None if edited is None else edited.flatten(0, 1)
+        found = edit(activation.view(*self.shape, -1))
+        return None if found is None else found.flatten(0, 1)
 
 
 @contextmanager
@@ -155,8 +165,8 @@ def intercepted(before: Iterable[tuple[nn.Module, Edit]], after: Iterable[tuple[
     """
 
     def given(edit: Edit, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        edited = edit(args[0])
-        return None if edited is None else (edited, *args[1:])
+        found = edit(args[0])
+        return None if found is None else (found, *args[1:])
 
     def returned(edit: Edit, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor | None:
         return edit(output)
