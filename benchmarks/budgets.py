@@ -19,11 +19,11 @@ from surroundings import surroundings
 from rich.console import Console
 from rich.table import Table
 
+from circuitsieve.cli.progress import RichReporter
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.loaders import TaskOptions
-from circuitsieve.models import load_model
-from circuitsieve.progress import RichReporter
-from circuitsieve.workflow import Job, search, usable_pairs
+from circuitsieve.data.loaders import TaskOptions
+from circuitsieve.models.loading import load_model
+from circuitsieve.workflow.finding import Job, search, usable_pairs
 
 BUDGETS: dict[str, dict[str, Any]] = {
     "max_kl 0.1": {"max_kl": 0.1},

@@ -16,12 +16,12 @@ from surroundings import surroundings
 
 # isort: split
 
-from circuitsieve.circuit import Circuit
-from circuitsieve.compaction import foldable, quality_of, saved
-from circuitsieve.judging import load_run_model, run_pairs
-from circuitsieve.runs import RunFolder
-from circuitsieve.subject import frozen
-from circuitsieve.surgery import compact
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.models.subject import frozen
+from circuitsieve.models.surgery import compact
+from circuitsieve.runs.folder import RunFolder
+from circuitsieve.workflow.compaction import foldable, quality_of, saved
+from circuitsieve.workflow.judging import load_run_model, run_pairs
 
 COLUMNS = ("projections", "parameters", "bytes", "forward", "token")
 

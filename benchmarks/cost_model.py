@@ -6,8 +6,8 @@ all query heads, K that of all key heads, M the MLP neurons of a layer, L layers
 
 from dataclasses import dataclass
 
-from circuitsieve.nodes import NodeSpace
-from circuitsieve.subject import Subject
+from circuitsieve.circuits.nodes import NodeSpace
+from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import DEFAULT_GRANULARITIES
 from counting import Counted
 

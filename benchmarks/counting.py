@@ -17,13 +17,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, masking_utils
 
-import circuitsieve.subject
+import circuitsieve.models.subject
 from circuitsieve import DiscoveryConfig
-from circuitsieve.footprint import Footprint
-from circuitsieve.phases import first_phase
-from circuitsieve.problem import Problem
-from circuitsieve.subject import Subject, frozen
-from circuitsieve.training import Training
+from circuitsieve.models.subject import Subject, frozen
+from circuitsieve.search.footprint import Footprint
+from circuitsieve.search.phases import first_phase
+from circuitsieve.search.problem import Problem
+from circuitsieve.search.training import Training
 from families import token_pairs
 from memory import Allocations
 
@@ -88,7 +88,7 @@ def weightless() -> Iterator[None]:
     with (
         FakeTensorMode(),
         mock.patch.object(masking_utils, "find_packed_sequence_indices", return_value=None),  # it reads the content
-        mock.patch.object(circuitsieve.subject, "SHORT", 0),
+        mock.patch.object(circuitsieve.models.subject, "SHORT", 0),
     ):
         yield
 

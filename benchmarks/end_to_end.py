@@ -26,11 +26,11 @@ from rich.table import Table
 from torch import nn
 
 from circuitsieve import DiscoveryConfig, TaskOptions, discover, load_model, load_task
-from circuitsieve.data import Pairs
-from circuitsieve.evaluation import evaluate
-from circuitsieve.models import LoadedModel
-from circuitsieve.problem import Problem
-from circuitsieve.subject import Subject, frozen
+from circuitsieve.data.tokenising import Pairs
+from circuitsieve.evaluation.card import evaluate
+from circuitsieve.models.loading import LoadedModel
+from circuitsieve.models.subject import Subject, frozen
+from circuitsieve.search.problem import Problem
 from step_cost import bare_step, seconds
 
 SPREAD = 6

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from circuitsieve.data import Example, Pairs
-from circuitsieve.pairs import Pair
+from circuitsieve.data.pairs import Pair
+from circuitsieve.data.tokenising import Example, Pairs
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from circuitsieve import DiscoveryConfig, LoadedModel, TaskOptions, load_model, load_task
-from circuitsieve.data import Pairs
-from circuitsieve.discovery import discover
-from circuitsieve.problem import Problem
-from circuitsieve.subject import Subject, frozen
+from circuitsieve.data.tokenising import Pairs
+from circuitsieve.models.subject import Subject, frozen
+from circuitsieve.search.discovery import discover
+from circuitsieve.search.problem import Problem
 
 SIZES = (0.4, 0.31, 0.22)
 JUDGED = 256

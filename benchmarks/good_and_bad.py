@@ -14,10 +14,10 @@ from surroundings import surroundings
 
 # isort: split
 
+from circuitsieve.cli.progress import RichReporter
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.judging import evaluate_run
-from circuitsieve.progress import RichReporter
-from circuitsieve.workflow import Job, run
+from circuitsieve.workflow.finding import Job, run
+from circuitsieve.workflow.judging import evaluate_run
 
 BEGIN, END = "<!-- good and bad -->\n", "<!-- end -->"
 ROWS = {

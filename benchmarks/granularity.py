@@ -21,14 +21,14 @@ from surroundings import surroundings
 from rich.console import Console
 from rich.table import Table
 
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.cli.progress import RichReporter
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.evaluation import measure_circuits
-from circuitsieve.loaders import TaskOptions
-from circuitsieve.models import LoadedModel, load_model
-from circuitsieve.progress import RichReporter
+from circuitsieve.data.loaders import TaskOptions
+from circuitsieve.evaluation.card import measure_circuits
+from circuitsieve.models.loading import LoadedModel, load_model
 from circuitsieve.vocabulary import Granularity
-from circuitsieve.workflow import Job, search, usable_pairs
+from circuitsieve.workflow.finding import Job, search, usable_pairs
 
 COARSE = ("head", "mlp_block")
 

@@ -2,10 +2,10 @@
 
     python benchmarks/ground_truth.py --out benchmarks/results/ground-truth.json --page docs/ground-truth.md
 
-Trains the models of `circuitsieve.groundtruth` (a minute or two each on two cores), searches the circuit of each of their tasks
-by each method with its defaults, and compares it with what is known. Prints a table (means over tasks and seeds, the lowest in
-brackets), writes JSON with the machine, the versions and the command, and replaces the tables of the page. Each model is trained
-and searched on one thread; `--jobs` of them run at a time.
+Trains the models of `circuitsieve.evaluation.groundtruth` (a minute or two each on two cores), searches the circuit of each of
+their tasks by each method with its defaults, and compares it with what is known. Prints a table (means over tasks and seeds, the
+lowest in brackets), writes JSON with the machine, the versions and the command, and replaces the tables of the page.
+Each model is trained and searched on one thread; `--jobs` of them run at a time.
 """
 
 import argparse
@@ -26,9 +26,9 @@ import torch
 from rich.console import Console
 
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.discovery import discover
-from circuitsieve.groundtruth import LADDER
-from circuitsieve.recovery import recovered
+from circuitsieve.evaluation.groundtruth import LADDER
+from circuitsieve.evaluation.recovery import recovered
+from circuitsieve.search.discovery import discover
 
 METHODS = ("nested", "hard_concrete", "integrated_gradients", "attribution", "activation_difference", "random")
 SCORES = ("auroc", "average_precision", "precision", "recall")

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from circuitsieve import DiscoveryConfig
-from circuitsieve.phases import first_phase, next_phase
-from circuitsieve.problem import Problem
-from circuitsieve.provenance import fingerprint
-from circuitsieve.resuming import Checkpoints
-from circuitsieve.subject import Subject, frozen
-from circuitsieve.training import Training
+from circuitsieve.models.subject import Subject, frozen
+from circuitsieve.runs.provenance import fingerprint
+from circuitsieve.search.phases import first_phase, next_phase
+from circuitsieve.search.problem import Problem
+from circuitsieve.search.resuming import Checkpoints
+from circuitsieve.search.training import Training
 from cost_model import nodes
 from families import Sizes, config_of, random_model, token_pairs
 

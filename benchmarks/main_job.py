@@ -22,11 +22,11 @@ from surroundings import surroundings  # before all that reads the environment w
 from rich.console import Console
 from rich.table import Table
 
+from circuitsieve.cli.progress import RichReporter
 from circuitsieve.config import MEASURES, DiscoveryConfig
-from circuitsieve.loaders import TaskOptions
-from circuitsieve.progress import RichReporter
+from circuitsieve.data.loaders import TaskOptions
 from circuitsieve.vocabulary import Method
-from circuitsieve.workflow import Job, run
+from circuitsieve.workflow.finding import Job, run
 
 ROWS = {
     "size": "size",

@@ -29,8 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from circuitsieve import DiscoveryConfig, load_model
-from circuitsieve.problem import Problem
-from circuitsieve.subject import Subject, frozen
+from circuitsieve.models.subject import Subject, frozen
+from circuitsieve.search.problem import Problem
 from step_cost import Case, bare_step, random_pairs, training_step
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1

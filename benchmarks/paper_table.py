@@ -19,10 +19,10 @@ from surroundings import surroundings  # before all that reads the environment w
 from rich.console import Console
 from rich.table import Table
 
-from circuitsieve.loaders import TaskOptions
+from circuitsieve.cli.progress import RichReporter
+from circuitsieve.data.loaders import TaskOptions
 from circuitsieve.presets import load_config
-from circuitsieve.progress import RichReporter
-from circuitsieve.workflow import Job, run
+from circuitsieve.workflow.finding import Job, run
 
 TASKS = ("ioi", "gender_pronoun", "greater_than")
 GRANULARITIES = ("attn_block", "mlp_block", "head", "head_dim", "mlp_neuron", "mlp_out_dim")

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from circuitsieve.evaluation import EvaluationConfig
-from circuitsieve.footprint import Footprint
-from circuitsieve.loaders import TaskOptions
-from circuitsieve.plan import GLANCES, TRIES
-from circuitsieve.training import KEPT_EVERY
+from circuitsieve.data.loaders import TaskOptions
+from circuitsieve.evaluation.harness import EvaluationConfig
+from circuitsieve.search.footprint import Footprint
+from circuitsieve.search.training import KEPT_EVERY
+from circuitsieve.workflow.plan import GLANCES, TRIES
 from cost_model import GOOD, H100, H200, POOR, Assumption, Device, handing_on, seconds, sharing
 from counting import Counted
 

@@ -20,13 +20,13 @@ from surroundings import surroundings
 
 # isort: split
 
+from circuitsieve.cli.progress import RichReporter
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.loaders import TaskOptions
-from circuitsieve.progress import RichReporter
-from circuitsieve.runs import RunFolder
-from circuitsieve.sweep import Sweep, run_sweep
+from circuitsieve.data.loaders import TaskOptions
+from circuitsieve.runs.folder import RunFolder
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Method
-from circuitsieve.workflow import Job
+from circuitsieve.workflow.finding import Job
+from circuitsieve.workflow.sweep import Sweep, run_sweep
 
 METHODS = tuple(map(str, Method))
 SIZES = (0.16, 0.08, 0.04, 0.02)

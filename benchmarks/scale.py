@@ -31,10 +31,11 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from circuitsieve import DiscoveryConfig, plan
-from circuitsieve.architectures import supported_model_types
-from circuitsieve.loaders import TaskOptions
-from circuitsieve.subject import Subject, frozen
+from circuitsieve import DiscoveryConfig
+from circuitsieve.data.loaders import TaskOptions
+from circuitsieve.models.architectures import supported_model_types
+from circuitsieve.models.subject import Subject, frozen
+from circuitsieve.workflow import plan
 from cost_model import nodes, saved_bytes, work
 from counting import Bench, counted, counts, weightless
 from families import MEDIUM, TINY, Sizes, config_of, random_model, token_pairs

@@ -32,8 +32,8 @@ from rich.table import Table
 from torch import nn
 
 from circuitsieve import DiscoveryConfig, EvaluationConfig, TaskOptions, discover, evaluate, load_model, load_task
-from circuitsieve.data import Pairs
-from circuitsieve.runs import RunFolder
+from circuitsieve.data.tokenising import Pairs
+from circuitsieve.runs.folder import RunFolder
 from families import TINY, config_of, random_model, token_pairs
 from leftovers import Left, count, grown, steady, trend
 

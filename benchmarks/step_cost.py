@@ -28,14 +28,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from circuitsieve import DiscoveryConfig, load_model
-from circuitsieve.batching import PairBatch
-from circuitsieve.data import Example, Pairs
-from circuitsieve.instrument import answer_logits
-from circuitsieve.pairs import Pair
-from circuitsieve.phases import FocusPhase, first_phase, next_phase
-from circuitsieve.problem import Problem
-from circuitsieve.subject import Subject, frozen
-from circuitsieve.training import Training
+from circuitsieve.data.batching import PairBatch
+from circuitsieve.data.pairs import Pair
+from circuitsieve.data.tokenising import Example, Pairs
+from circuitsieve.models.instrument import answer_logits
+from circuitsieve.models.subject import Subject, frozen
+from circuitsieve.search.phases import FocusPhase, first_phase, next_phase
+from circuitsieve.search.problem import Problem
+from circuitsieve.search.training import Training
 from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, OUT_DIMS, Ablation, Granularity
 
 

@@ -24,8 +24,8 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from circuitsieve import DiscoveryConfig, load_model
-from circuitsieve.problem import Problem
-from circuitsieve.subject import Subject, frozen
+from circuitsieve.models.subject import Subject, frozen
+from circuitsieve.search.problem import Problem
 from step_cost import Case, bare_step, random_pairs, training_step
 
 ROUNDS = 5

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from circuitsieve.console import set_up_libraries
+from circuitsieve.cli.console import set_up_libraries
 
 set_up_libraries()
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from circuitsieve import display
+from circuitsieve.cli.console import set_up_libraries
+from circuitsieve.cli.progress import RichReporter
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.console import set_up_libraries
-from circuitsieve.progress import RichReporter
-from circuitsieve.publishing import REPORT, write_report
 from circuitsieve.report.command import command
-from circuitsieve.runs import RunFolder
+from circuitsieve.runs.folder import RunFolder
 from circuitsieve.wording import interval, number, percent
-from circuitsieve.workflow import Job, run
+from circuitsieve.workflow.finding import Job, run
+from circuitsieve.workflow.publishing import REPORT, write_report
 
 DOCS = Path(__file__).parents[1] / "docs"
 CONFIGS = {

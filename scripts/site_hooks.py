@@ -61,7 +61,7 @@ def _output(output: Any) -> str:
 
 def command_line() -> str:
     """The page of the command line, from the program's own help."""
-    from circuitsieve.cli import app
+    from circuitsieve.cli.app import app
 
     with patch.object(
         sys, "argv", [app.name[0]]

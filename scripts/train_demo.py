@@ -31,9 +31,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from circuitsieve import tasks as built_in
-from circuitsieve.pairs import SPLITS, Pair, TaskRequest
-from circuitsieve.tasks import Task
+from circuitsieve.data import tasks as built_in
+from circuitsieve.data.pairs import SPLITS, Pair, TaskRequest
+from circuitsieve.data.tasks import Task
 
 DEMO_TASKS = ("ioi", "greater_than", "gender_pronoun")
 HELD_OUT_SEED = 20_260

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from circuitsieve.data import Example
+from circuitsieve.data.tokenising import Example
 
 
 def plain_logits(model: torch.nn.Module, prompt: tuple[int, ...]) -> np.ndarray:

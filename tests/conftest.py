@@ -9,7 +9,7 @@ import jaxtyping
 import pytest
 import torch
 
-from circuitsieve.subject import Subject
+from circuitsieve.models.subject import Subject
 from models import FAMILIES, shared
 from tiny_cli import complaint, make_home
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from circuitsieve import cli
+from circuitsieve.cli import app
 from circuitsieve.errors import CircuitsieveError
 from tiny_cli import quiet_and_offline
 
@@ -191,7 +191,7 @@ def command(*words: object) -> str | None:
     status: object = None
     with quiet_and_offline(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.main([str(word) for word in words])
+            app.main([str(word) for word in words])
         except SystemExit as stopped:
             status = stopped.code
         out.flush()

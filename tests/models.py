@@ -32,10 +32,10 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from circuitsieve.data import Example
-from circuitsieve.nodes import NodeSpace
-from circuitsieve.pairs import Pair
-from circuitsieve.subject import Subject
+from circuitsieve.circuits.nodes import NodeSpace
+from circuitsieve.data.pairs import Pair
+from circuitsieve.data.tokenising import Example
+from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Granularity
 
 VOCABULARY, LAYERS, WIDTH, NEURONS = 29, 2, 16, 20

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from circuitsieve.subject import Subject
+from circuitsieve.models.subject import Subject
 
 CPU = torch.device("cpu")
 

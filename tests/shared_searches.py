@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 
 from circuitsieve import DiscoveryConfig, discover
-from circuitsieve.discovery import Discovery
+from circuitsieve.search.discovery import Discovery
 from tiny import tiny_loaded, tiny_pairs
 
 COMMON = {"steps": 24, "batch_size": 5, "ranking_looks": 2}

@@ -5,18 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuitsieve.ablations import constants
-from circuitsieve.batching import batches
-from circuitsieve.circuit import Circuit
-from circuitsieve.data import Pairs, encode_all
-from circuitsieve.evaluation import EvaluationConfig, evaluate
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.data.batching import batches
+from circuitsieve.data.loaders import TaskOptions, load_task
+from circuitsieve.data.shifts import shifted
+from circuitsieve.data.tokenising import Pairs, encode_all
 from circuitsieve.evaluation.alternatives import head_level, other_ablations
-from circuitsieve.evaluation.harness import Harness
+from circuitsieve.evaluation.card import evaluate
+from circuitsieve.evaluation.harness import EvaluationConfig, Harness
 from circuitsieve.evaluation.robustness import Origin, robustness, robustness_runs, transfer
-from circuitsieve.loaders import TaskOptions, load_task
-from circuitsieve.models import load_model
-from circuitsieve.shifts import shifted
-from circuitsieve.subject import Subject, frozen
+from circuitsieve.models.ablations import constants
+from circuitsieve.models.loading import load_model
+from circuitsieve.models.subject import Subject, frozen
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation
 from tiny import tiny_gpt2, tiny_pairs, word_tokenizer
 

@@ -8,11 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import circuitsieve
-from circuitsieve.ablations import constants
-from circuitsieve.batching import batches
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.data.batching import batches
 from circuitsieve.errors import ConfigError, HookNotFired, ModelError
-from circuitsieve.subject import Subject
+from circuitsieve.models.ablations import constants
+from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Ablation, Granularity
 from models import FAMILIES, TOLERANCE, VOCABULARY, module, shared, weight
 from tiny import tiny_pairs

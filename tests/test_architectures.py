@@ -17,11 +17,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from circuitsieve import architectures
-from circuitsieve.architectures import Family, Projection, architecture_of, supported_model_types
 from circuitsieve.errors import CircuitsieveError, UnsupportedModel
-from circuitsieve.selfcheck import selfcheck
-from circuitsieve.subject import Subject
+from circuitsieve.models import architectures
+from circuitsieve.models.architectures import Family, Projection, architecture_of, supported_model_types
+from circuitsieve.models.selfcheck import selfcheck
+from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Site, SiteKind
 from models import FAMILIES, LAYERS, POST_NORM, each_dtype, each_family, fresh, module, randomise, shared
 
@@ -63,8 +63,8 @@ REFUSALS = {
     "family": (
         other_family,
         r"^model: found the family 'bloom', expected one of gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, "
-        r"olmo2, phi3, phi, gpt_neox, opt; a new row in circuitsieve/architectures.py needs the paths of its blocks and of "
-        r"their Q, K, V, output, up and down projections \(docs/new-family.md\)$",
+        r"olmo2, phi3, phi, gpt_neox, opt; a new row in circuitsieve/models/architectures.py needs the paths of its blocks "
+        r"and of their Q, K, V, output, up and down projections \(docs/new-family.md\)$",
     ),
     "experts": (
         mixture_of_experts,

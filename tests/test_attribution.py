@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitsieve.attribution import attribution, points
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Pairs
-from circuitsieve.effects import finest
-from circuitsieve.instrument import answer_logits
-from circuitsieve.problem import Problem
+from circuitsieve.data.tokenising import Pairs
+from circuitsieve.models.instrument import answer_logits
+from circuitsieve.search.attribution import attribution, points
+from circuitsieve.search.effects import finest
+from circuitsieve.search.problem import Problem
 from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Granularity, Site, SiteKind
 from models import each_family, random_examples, shared
 

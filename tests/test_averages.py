@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from circuitsieve.averages import Averages
+from circuitsieve.search.averages import Averages
 from circuitsieve.vocabulary import Granularity
 
 

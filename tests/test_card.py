@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuitsieve.circuit import Circuit
-from circuitsieve.evaluation import EvaluationConfig, evaluate
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.evaluation.card import evaluate
 from circuitsieve.evaluation.controls import matched_random
-from circuitsieve.subject import Subject
+from circuitsieve.evaluation.harness import EvaluationConfig
+from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Granularity
 from tiny import tiny_gpt2, tiny_pairs
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from circuitsieve.chat import in_chat_form
-from circuitsieve.data import encode
+from circuitsieve.data.chat import in_chat_form
+from circuitsieve.data.loaders import TaskOptions, load_task
+from circuitsieve.data.pairs import TextSplits
+from circuitsieve.data.tokenising import encode
 from circuitsieve.errors import DataError
-from circuitsieve.loaders import TaskOptions, load_task
-from circuitsieve.pairs import TextSplits
 from tiny import name_pairs, word_tokenizer, write_jsonl
 
 TEMPLATE = (

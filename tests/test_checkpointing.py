@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitsieve.instrument import answer_logits, masked, record
-from circuitsieve.subject import Subject, frozen
+from circuitsieve.models.instrument import answer_logits, masked, record
+from circuitsieve.models.subject import Subject, frozen
 from circuitsieve.vocabulary import Granularity
 from models import LAYERS, each_family, fresh, random_ids, random_masks, shared
 

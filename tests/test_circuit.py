@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitsieve import ablations
-from circuitsieve.batching import PairBatch, collate
-from circuitsieve.circuit import Circuit, clean_up
+from circuitsieve.circuits.circuit import Circuit, clean_up
+from circuitsieve.circuits.masks import BoolMasks, equal
+from circuitsieve.circuits.nodes import SiteMasks
+from circuitsieve.data.batching import PairBatch, collate
 from circuitsieve.errors import ConfigError
-from circuitsieve.instrument import answer_logits, masked
-from circuitsieve.masks import BoolMasks, equal
-from circuitsieve.nodes import SiteMasks
-from circuitsieve.references import References
-from circuitsieve.subject import Subject
+from circuitsieve.models import ablations
+from circuitsieve.models.instrument import answer_logits, masked
+from circuitsieve.models.subject import Subject
+from circuitsieve.search.references import References
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 from models import (
     LAYERS,

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 import circuitsieve
-from circuitsieve import cli
+from circuitsieve.circuits.nodes import NodeSpace
+from circuitsieve.cli import app
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.gates import HardConcrete
-from circuitsieve.nested import Nested
-from circuitsieve.nodes import NodeSpace
-from circuitsieve.pairs import SPLITS, Pair
-from circuitsieve.runs import RunFolder
+from circuitsieve.data.pairs import SPLITS, Pair
+from circuitsieve.runs.folder import RunFolder
+from circuitsieve.search.gates import HardConcrete
+from circuitsieve.search.nested import Nested
 from tiny import name_pairs, write_jsonl
 from tiny_cli import Output, call, make_home
 
@@ -255,7 +255,7 @@ def test_interrupt_before_the_search_leaves_no_run(discover, tmp_path, monkeypat
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("circuitsieve.workflow.load_task", interrupted)
+    monkeypatch.setattr("circuitsieve.workflow.finding.load_task", interrupted)
     output = discover()
     assert (output.status, output.out, output.err) == (130, "", "circuitsieve: interrupted\n")
     assert {path.name for path in (tmp_path / "new").iterdir()} <= {".lock"}
@@ -353,10 +353,10 @@ def python(code: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("code", ["", "try: cli.main(['discover', '--help'])\nexcept SystemExit: pass"])
+@pytest.mark.parametrize("code", ["", "try: app.main(['discover', '--help'])\nexcept SystemExit: pass"])
 def test_help_loads_neither_torch_nor_transformers(code):
     heavy = "{'torch', 'transformers', 'numpy', 'scipy'} & set(sys.modules)"
-    assert python(f"import sys\nfrom circuitsieve import cli\n{code}\nprint({heavy})") == "set()"
+    assert python(f"import sys\nfrom circuitsieve.cli import app\n{code}\nprint({heavy})") == "set()"
 
 
 @pytest.mark.slow
@@ -366,7 +366,7 @@ def test_what_only_reads_runs_does_not_load_transformers(home, tmp_path, words):
     shutil.copytree(home / "run", tmp_path / "same")
     places = {"run": str(home / "run"), "same": str(tmp_path / "same")}
     words = [places.get(word, word) for word in words]
-    code = f"from circuitsieve import cli\ntry: cli.main({words})\nexcept SystemExit as end: assert not end.code"
+    code = f"from circuitsieve.cli import app\ntry: app.main({words})\nexcept SystemExit as end: assert not end.code"
     assert python(f"import sys\n{code}\nprint({{'transformers'}} & set(sys.modules))") == "set()"
 
 
@@ -392,7 +392,7 @@ def test_public_names_are_exactly_those():
 def test_splits_of_the_run_are_those_of_the_file(home):
     splits = {record.split for record in RunFolder.open(home / "run").read_pairs()}
     assert splits == set(SPLITS)
-    assert cli.app.name == ("circuitsieve",)
+    assert app.app.name == ("circuitsieve",)
 
 
 # --- what it will cost --------------------------------------------------------------------------------------------------

@@ -12,17 +12,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import circuitsieve
-from circuitsieve.ablations import constants as means
-from circuitsieve.batching import batches
-from circuitsieve.checkpoint import save_compact
-from circuitsieve.circuit import Circuit
-from circuitsieve.compaction import answering
-from circuitsieve.costs import parameters
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.costs import parameters
+from circuitsieve.data.batching import batches
 from circuitsieve.errors import CircuitsieveError, ConfigError, UnsupportedModel
-from circuitsieve.subject import Subject
-from circuitsieve.surgery import compact
-from circuitsieve.tuning import tune
+from circuitsieve.models.ablations import constants as means
+from circuitsieve.models.checkpoint import save_compact
+from circuitsieve.models.subject import Subject
+from circuitsieve.models.surgery import compact
+from circuitsieve.models.tuning import tune
 from circuitsieve.vocabulary import Ablation, Granularity, Site
+from circuitsieve.workflow.compaction import answering
 from models import (
     assert_differs,
     assert_same,

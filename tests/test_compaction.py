@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import circuitsieve
-from circuitsieve import cli
-from circuitsieve.runs import RunFolder
+from circuitsieve.cli import app
+from circuitsieve.runs.folder import RunFolder
 from tiny_cli import call, complaint, quiet_and_offline
 
 
@@ -18,7 +18,7 @@ def compacted(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The compact model of the tiny run, its constants tuned."""
     out = tmp_path_factory.mktemp("compacted") / "model"
     with quiet_and_offline(), pytest.raises(SystemExit) as stopped:
-        cli.main(["compact", str(home / "run"), "--out", str(out), "--recover", "3"])
+        app.main(["compact", str(home / "run"), "--out", str(out), "--recover", "3"])
     assert stopped.value.code == 0
     return out
 
@@ -76,7 +76,7 @@ def test_a_failure_leaves_nothing_behind(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("circuitsieve.compaction.save_compact", full)
+    monkeypatch.setattr("circuitsieve.workflow.compaction.save_compact", full)
     failed = call(capsys, "compact", home / "run", "--out", tmp_path / "model")
     assert (failed.status, failed.out) == (2, "")
     said = failed.err.splitlines()[-1]

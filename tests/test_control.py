@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from circuitsieve.control import Budget, BudgetController, ControlState, Signals, within
+from circuitsieve.search.control import Budget, BudgetController, ControlState, Signals, within
 
 
 def signals(kl: float = 0.0, faithfulness: float = 1.0, accuracy_drop: float = 0.0, size: float = 0.5) -> Signals:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from circuitsieve.corruption import replace_from_list, replace_from_rows, swap
-from circuitsieve.data import Encoder
+from circuitsieve.data.corruption import replace_from_list, replace_from_rows, swap
+from circuitsieve.data.pairs import Pair
+from circuitsieve.data.tokenising import Encoder
 from circuitsieve.errors import DataError
-from circuitsieve.pairs import Pair
 from tiny import piece_tokenizer, word_tokenizer
 
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from circuitsieve.architectures import Projection
-from circuitsieve.circuit import Circuit
-from circuitsieve.costs import ParameterCount, parameters, soft_share
-from circuitsieve.instrument import masked
-from circuitsieve.subject import Subject
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.costs import ParameterCount, parameters, soft_share
+from circuitsieve.models.architectures import Projection
+from circuitsieve.models.instrument import masked
+from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Granularity, SiteKind
 from models import POST_NORM, WIDTH, each_family, fresh, random_ids, random_masks, shared
 

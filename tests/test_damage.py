@@ -8,10 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.nodes import NodeSpace
 from circuitsieve.errors import RunError
-from circuitsieve.nodes import NodeSpace
-from circuitsieve.runs import PairRecord, RunFolder
+from circuitsieve.runs.folder import PairRecord, RunFolder
 from circuitsieve.vocabulary import Ablation, Granularity
 from tiny_runs import SUBJECT, complaint, random_found, saved
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from circuitsieve.batching import batches, collate, spread
-from circuitsieve.data import Encoder, Example, Unusable, encode, encode_all
+from circuitsieve.data.batching import batches, collate, spread
+from circuitsieve.data.pairs import SPLITS, Pair, TextSplits
+from circuitsieve.data.tokenising import Encoder, Example, Unusable, encode, encode_all
 from circuitsieve.errors import DataError
-from circuitsieve.pairs import SPLITS, Pair, TextSplits
 from models import random_examples
 from tiny import WORDS, merging_tokenizer, name_pairs, piece_tokenizer, tiny_pairs, word_tokenizer
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from circuitsieve.pairs import Pair, TaskRequest
-from circuitsieve.tasks.ioi import NAMES, OBJECTS, PLACES, TASK, TEMPLATES
+from circuitsieve.data.pairs import Pair, TaskRequest
+from circuitsieve.data.tasks.ioi import NAMES, OBJECTS, PLACES, TASK, TEMPLATES
 
 FOLDER = Path(str(resources.files("circuitsieve") / "assets/demo"))
 TRAINING = json.loads((FOLDER / "training.json").read_text())

@@ -11,23 +11,25 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from circuitsieve import ablations, selection
-from circuitsieve.averages import Averages
-from circuitsieve.batching import PairBatch, batches
-from circuitsieve.bench import Bench
-from circuitsieve.checks import try_cut
-from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.circuits.circuit import Circuit, Ranking
+from circuitsieve.circuits.masks import counts, equal
+from circuitsieve.circuits.nodes import LEAVES
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.control import Signals
-from circuitsieve.data import Example, Pairs
-from circuitsieve.discovery import Discovery, discover
+from circuitsieve.data.batching import PairBatch, batches
+from circuitsieve.data.pairs import Pair
+from circuitsieve.data.tokenising import Example, Pairs
 from circuitsieve.errors import DataError
-from circuitsieve.evaluation import evaluate
-from circuitsieve.masks import counts, equal
-from circuitsieve.nodes import LEAVES
-from circuitsieve.pairs import Pair
-from circuitsieve.phase import falling
-from circuitsieve.phases import (
+from circuitsieve.evaluation.card import evaluate
+from circuitsieve.models import ablations
+from circuitsieve.models.subject import Subject
+from circuitsieve.search import selection
+from circuitsieve.search.averages import Averages
+from circuitsieve.search.bench import Bench
+from circuitsieve.search.checks import try_cut
+from circuitsieve.search.control import Signals
+from circuitsieve.search.discovery import Discovery, discover
+from circuitsieve.search.phase import falling
+from circuitsieve.search.phases import (
     NEAR,
     NO_MASK,
     NOISE_FALLS,
@@ -37,11 +39,10 @@ from circuitsieve.phases import (
     first_phase,
     next_phase,
 )
-from circuitsieve.problem import Problem, training_dtype
-from circuitsieve.ranking import RankingPhase
-from circuitsieve.selection import final_cut
-from circuitsieve.shrinking import EVERY
-from circuitsieve.subject import Subject
+from circuitsieve.search.problem import Problem, training_dtype
+from circuitsieve.search.ranking import RankingPhase
+from circuitsieve.search.selection import final_cut
+from circuitsieve.search.shrinking import EVERY
 from circuitsieve.vocabulary import OUT_DIMS, UNIT_GRANULARITIES, Ablation, Granularity, Method, SiteKind
 
 HEADS = {(0, 1), (1, 2)}
@@ -124,8 +125,8 @@ def test_a_search_that_has_settled_ends_with_the_same_circuit(planted: GPT2LMHea
 def test_a_search_goes_on_to_its_last_step_when_asked(
     planted: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("circuitsieve.settling.WINDOW", 5)
-    monkeypatch.setattr("circuitsieve.settling.GAIN", math.inf)  # whatever is gained is too little
+    monkeypatch.setattr("circuitsieve.search.settling.WINDOW", 5)
+    monkeypatch.setattr("circuitsieve.search.settling.GAIN", math.inf)  # whatever is gained is too little
     config = CONFIG.replaced(method="nested", steps=60, ranking_share=0.5)
     assert len(discover(planted, PAIRS, config).history) == 10 + 30
     assert len(discover(planted, PAIRS, config.replaced(early_stopping="off")).history) == 60

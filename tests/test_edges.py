@@ -9,16 +9,16 @@ import pytest
 import safetensors.torch
 import torch
 
-from circuitsieve.circuit import Circuit
-from circuitsieve.edges import EdgeConfig, edge_scores, find_edges, highest, run_edges
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.graph import EdgeCircuit, Graph, Receiver, count
+from circuitsieve.data.loaders import TaskOptions, load_task
 from circuitsieve.errors import ConfigError, RunError
+from circuitsieve.evaluation.edges import EdgeConfig, edge_scores, find_edges, highest, run_edges
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness
-from circuitsieve.graph import EdgeCircuit, Graph, Receiver, count
-from circuitsieve.loaders import TaskOptions, load_task
-from circuitsieve.models import load_model
-from circuitsieve.rewiring import graph_of
-from circuitsieve.runs import RunFolder
-from circuitsieve.subject import Subject
+from circuitsieve.models.loading import load_model
+from circuitsieve.models.rewiring import graph_of
+from circuitsieve.models.subject import Subject
+from circuitsieve.runs.folder import RunFolder
 from circuitsieve.vocabulary import Granularity
 from models import random_examples, random_masks, shared
 from tiny import tiny_loaded, tiny_pairs

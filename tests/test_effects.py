@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from circuitsieve import effects
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Pairs
-from circuitsieve.instrument import answer_logits
-from circuitsieve.problem import Problem
+from circuitsieve.data.tokenising import Pairs
+from circuitsieve.models.instrument import answer_logits
+from circuitsieve.search import effects
+from circuitsieve.search.problem import Problem
 from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity
 from models import LAYERS, each_family, random_examples, random_masks, shared
 

@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from by_hand import agreeable, by_hand, plain_logits
-from circuitsieve.ablations import constants
-from circuitsieve.batching import batches
-from circuitsieve.circuit import Circuit
-from circuitsieve.data import Example
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.data.batching import batches
+from circuitsieve.data.tokenising import Example
 from circuitsieve.errors import ModelError
-from circuitsieve.evaluation import EvaluationConfig, evaluate
+from circuitsieve.evaluation.card import evaluate
+from circuitsieve.evaluation.harness import EvaluationConfig
 from circuitsieve.evaluation.metrics import Anchors, Outcome, interval, summarise
-from circuitsieve.subject import Subject
+from circuitsieve.models.ablations import constants
+from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Ablation
 from tiny import tiny_gpt2, tiny_pairs
 

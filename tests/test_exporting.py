@@ -14,17 +14,17 @@ import pandas as pd
 import pytest
 import torch
 
-from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.circuits.circuit import Circuit, Ranking
+from circuitsieve.circuits.graph import EdgeCircuit, Graph
+from circuitsieve.circuits.mib import importances, read_mib
+from circuitsieve.circuits.nodes import NodeSpace
+from circuitsieve.circuits.wholes import Wholes
+from circuitsieve.cli.outputs import export as export_command
 from circuitsieve.errors import ConfigError, RunError
 from circuitsieve.evaluation.areas import SIZES
-from circuitsieve.exporting import FORMATS, dot, export_run, graph_of, graphml
-from circuitsieve.graph import EdgeCircuit, Graph
-from circuitsieve.mib import importances, read_mib
-from circuitsieve.nodes import NodeSpace
-from circuitsieve.outputs import export as export_command
-from circuitsieve.runs import RunFolder
+from circuitsieve.runs.folder import RunFolder
 from circuitsieve.vocabulary import Granularity
-from circuitsieve.wholes import Wholes
+from circuitsieve.workflow.exporting import FORMATS, dot, export_run, graph_of, graphml
 from models import random_masks
 from tiny_cli import call, complaint
 from tiny_runs import random_found, saved

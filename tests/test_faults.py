@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from circuitsieve import DiscoveryConfig, discover
-from circuitsieve.bench import Bench
 from circuitsieve.errors import Diverged
 from circuitsieve.exhaustion import is_exhaustion
-from circuitsieve.runs import RunFolder
-from circuitsieve.training import Training
+from circuitsieve.runs.folder import RunFolder
+from circuitsieve.search.bench import Bench
+from circuitsieve.search.training import Training
 from tiny import name_pairs, tiny_folder, tiny_loaded, tiny_pairs, write_jsonl
 from tiny_cli import call, complaint
 
@@ -130,5 +130,5 @@ def test_a_search_without_memory_says_what_would_need_less(
 def test_memory_that_runs_out_elsewhere_is_one_line(
     words: list[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("circuitsieve.workflow.load_model", lambda *_, **__: torch.empty(1 << 55))
+    monkeypatch.setattr("circuitsieve.workflow.finding.load_model", lambda *_, **__: torch.empty(1 << 55))
     assert complaint(capsys, *words).startswith("memory: found none left, expected more of it; give a smaller --memory")

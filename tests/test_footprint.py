@@ -10,11 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, PreTrainedModel, masking_utils
 
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Pairs
-from circuitsieve.footprint import Division, Footprint, divide, footprint_of
-from circuitsieve.problem import VALIDATION_MEMORY, Problem
-from circuitsieve.subject import Subject, frozen
-from circuitsieve.training import Training
+from circuitsieve.data.tokenising import Pairs
+from circuitsieve.models.subject import Subject, frozen
+from circuitsieve.search.footprint import Division, Footprint, divide, footprint_of
+from circuitsieve.search.problem import VALIDATION_MEMORY, Problem
+from circuitsieve.search.training import Training
 from models import LAYERS, VOCABULARY, WIDTH, each_family, random_examples, shared
 
 EXAMPLES = random_examples([7] * 12)

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from circuitsieve import figures, frames
-from circuitsieve.circuit import SIZES_SHOWN, Circuit, Ranking
+from circuitsieve.circuits.circuit import SIZES_SHOWN, Circuit, Ranking
+from circuitsieve.circuits.nodes import NodeSpace
 from circuitsieve.errors import ConfigError
-from circuitsieve.evaluation import Card
-from circuitsieve.nodes import NodeSpace
-from circuitsieve.overlap import compared
-from circuitsieve.runs import RunFolder
+from circuitsieve.evaluation.card import Card
+from circuitsieve.runs.folder import RunFolder
+from circuitsieve.runs.overlap import compared
 from circuitsieve.vocabulary import Granularity
 from tiny_cli import call, complaint
 from tiny_runs import SUBJECT, random_found

@@ -12,23 +12,23 @@ import pytest
 import torch
 
 from by_hand import by_hand, plain_logits
-from circuitsieve.ablations import constants
-from circuitsieve.batching import batches
-from circuitsieve.circuit import Circuit, Ranking
-from circuitsieve.data import Example, Pairs
+from circuitsieve.circuits.circuit import Circuit, Ranking
+from circuitsieve.circuits.mib import importances, read_mib
+from circuitsieve.circuits.nodes import Node
+from circuitsieve.circuits.wholes import Wholes
+from circuitsieve.data.batching import batches
+from circuitsieve.data.tokenising import Example, Pairs
 from circuitsieve.errors import ConfigError
-from circuitsieve.evaluation import EvaluationConfig, minimality
+from circuitsieve.evaluation import minimality
 from circuitsieve.evaluation.areas import SIZES, areas, cmd, cpr
 from circuitsieve.evaluation.controls import anywhere, kept, matched_random, some_of, whole, without
 from circuitsieve.evaluation.full import evaluate_fully, judged
-from circuitsieve.evaluation.harness import Harness
+from circuitsieve.evaluation.harness import EvaluationConfig, Harness
 from circuitsieve.evaluation.hypotheses import beats_most, corrected, dependent, equal, unequal, wins
 from circuitsieve.evaluation.minimality import FEWEST, changed, chosen_nodes, null_nodes
-from circuitsieve.mib import importances, read_mib
-from circuitsieve.nodes import Node
-from circuitsieve.subject import Subject
+from circuitsieve.models.ablations import constants
+from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation, Granularity
-from circuitsieve.wholes import Wholes
 from tiny import tiny_gpt2, tiny_pairs
 
 G = Granularity

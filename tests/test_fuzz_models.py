@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from circuitsieve.checkpoint import ABOUT, NODES, WEIGHTS, save_compact
 from circuitsieve.errors import ModelError, UnsupportedModel
-from circuitsieve.models import load_model
-from circuitsieve.surgery import compact
+from circuitsieve.models.checkpoint import ABOUT, NODES, WEIGHTS, save_compact
+from circuitsieve.models.loading import load_model
+from circuitsieve.models.surgery import compact
 from circuitsieve.vocabulary import Ablation
 from damage import assert_one_line_at_most, contents, damaged, examples
 from tiny import tiny_folder, tiny_gpt2, word_tokenizer

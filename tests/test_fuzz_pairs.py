@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuitsieve.chat import in_chat_form
+from circuitsieve.data.chat import in_chat_form
+from circuitsieve.data.loaders import TaskOptions, load_task, load_texts
+from circuitsieve.data.pairs import SPLITS, TextSplits
+from circuitsieve.data.sources import LONGEST_LINE, read_pairs
 from circuitsieve.errors import DataError
-from circuitsieve.loaders import TaskOptions, load_task, load_texts
-from circuitsieve.pairs import SPLITS, TextSplits
-from circuitsieve.sources import LONGEST_LINE, read_pairs
 from damage import ODD_TEXTS, assert_one_line_at_most, bytes_of, contents, examples, lines_of
 from tiny import name_pairs, word_tokenizer, write_jsonl
 

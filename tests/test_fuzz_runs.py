@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuitsieve.judging import Memory
-from circuitsieve.runs import RunFolder
+from circuitsieve.runs.folder import RunFolder
 from circuitsieve.vocabulary import Ablation
+from circuitsieve.workflow.judging import Memory
 from damage import assert_one_line_at_most, command, contents, damaged, examples
 from tiny_cli import make_wired
 from tiny_runs import random_found, saved

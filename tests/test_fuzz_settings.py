@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuitsieve import files
+from circuitsieve.circuits.mib import IMPORTANCES, read_mib
 from circuitsieve.config import DiscoveryConfig
+from circuitsieve.disk import files
 from circuitsieve.errors import ConfigError
-from circuitsieve.exporting import export_run
-from circuitsieve.mib import IMPORTANCES, read_mib
 from circuitsieve.presets import load_config
 from circuitsieve.settings import bytes_of
-from circuitsieve.sweep import Point, kept_points, write_tables
+from circuitsieve.workflow.exporting import export_run
+from circuitsieve.workflow.sweep import Point, kept_points, write_tables
 from damage import VALUES, assert_one_line_at_most, contents, damaged, examples
 from tiny_runs import SUBJECT, random_found, saved
 

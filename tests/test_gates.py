@@ -10,10 +10,10 @@ import torch
 from scipy import special, stats
 from torch import Tensor, nn
 
-from circuitsieve.gates import HardConcrete
-from circuitsieve.instrument import answer_logits, masked, record
+from circuitsieve.models.instrument import answer_logits, masked, record
+from circuitsieve.models.subject import Subject, frozen
 from circuitsieve.objective import kl
-from circuitsieve.subject import Subject, frozen
+from circuitsieve.search.gates import HardConcrete
 from circuitsieve.vocabulary import Granularity, Sampling
 from models import LAYERS, random_ids, shared
 

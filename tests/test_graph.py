@@ -4,9 +4,9 @@ import networkx as nx
 import pytest
 import torch
 
+from circuitsieve.circuits.graph import EdgeCircuit, Graph, Receiver, count
+from circuitsieve.circuits.nodes import NodeSpace
 from circuitsieve.errors import ConfigError
-from circuitsieve.graph import EdgeCircuit, Graph, Receiver, count
-from circuitsieve.nodes import NodeSpace
 from models import random_masks
 
 

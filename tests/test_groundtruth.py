@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.circuits.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.discovery import discover
-from circuitsieve.evaluation import EvaluationConfig, evaluate
-from circuitsieve.groundtruth import SYMBOLS, KnownModel, Level, confined, planted
-from circuitsieve.recovery import auroc, average_precision, recovered
-from circuitsieve.subject import Subject
+from circuitsieve.evaluation.card import evaluate
+from circuitsieve.evaluation.groundtruth import SYMBOLS, KnownModel, Level, confined, planted
+from circuitsieve.evaluation.harness import EvaluationConfig
+from circuitsieve.evaluation.recovery import auroc, average_precision, recovered
+from circuitsieve.models.subject import Subject
+from circuitsieve.search.discovery import discover
 from circuitsieve.vocabulary import Granularity
 
 LEVEL = Level(tasks=1, heads=2, neurons=5, layers=2, steps=500)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from circuitsieve import files
+from circuitsieve.disk import files
+from circuitsieve.disk.jsontext import LARGEST
 from circuitsieve.errors import CircuitsieveError, RunError
-from circuitsieve.jsontext import LARGEST
-from circuitsieve.runs import RunFolder
+from circuitsieve.runs.folder import RunFolder
 from circuitsieve.vocabulary import Ablation
 from damage import assert_one_line_at_most, command, contents
 from tiny_runs import complaint, random_found, saved

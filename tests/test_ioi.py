@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from circuitsieve.data.pairs import SPLITS, Pair, TaskRequest, TextSplits
+from circuitsieve.data.tasks import ioi, making
+from circuitsieve.data.tasks.ioi import NAMES, OBJECTS, PLACES, TASK, TEMPLATES
 from circuitsieve.errors import ConfigError, DataError
-from circuitsieve.pairs import SPLITS, Pair, TaskRequest, TextSplits
-from circuitsieve.tasks import ioi, making
-from circuitsieve.tasks.ioi import NAMES, OBJECTS, PLACES, TASK, TEMPLATES
 
 
 def one_token(word: str, /) -> tuple[str, ...]:

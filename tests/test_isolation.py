@@ -14,10 +14,10 @@ from torch.backends.cuda import flash_sdp_enabled
 from transformers import PreTrainedModel
 
 from circuitsieve.errors import HookNotFired
-from circuitsieve.gates import HardConcrete
-from circuitsieve.instrument import answer_logits, masked, record
-from circuitsieve.selfcheck import selfcheck
-from circuitsieve.subject import SHORT, Subject, frozen, quick_attention
+from circuitsieve.models.instrument import answer_logits, masked, record
+from circuitsieve.models.selfcheck import selfcheck
+from circuitsieve.models.subject import SHORT, Subject, frozen, quick_attention
+from circuitsieve.search.gates import HardConcrete
 from circuitsieve.vocabulary import Granularity, Sampling
 from models import FAMILIES, POST_NORM, assert_differs, difference, each_family, fresh, module, random_ids, shared
 

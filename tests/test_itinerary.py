@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from circuitsieve.batching import batches
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.itinerary import journey, looked_at, revisited
+from circuitsieve.data.batching import batches
+from circuitsieve.search.itinerary import journey, looked_at, revisited
 from models import random_examples
 
 BATCHES = batches(random_examples([5] * 800), 80)

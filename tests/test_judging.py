@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from circuitsieve import judging
+from circuitsieve.data.loaders import TaskOptions
 from circuitsieve.errors import DataError, RunError
-from circuitsieve.evaluation import EvaluationConfig, robustness, stability
+from circuitsieve.evaluation import robustness, stability
 from circuitsieve.evaluation.full import SECTIONS
-from circuitsieve.judging import evaluate_run
-from circuitsieve.loaders import TaskOptions
-from circuitsieve.runs import RunFolder
+from circuitsieve.evaluation.harness import EvaluationConfig
+from circuitsieve.runs.folder import RunFolder
+from circuitsieve.workflow import judging
+from circuitsieve.workflow.judging import evaluate_run
 from tiny import name_pairs, write_jsonl
 from tiny_cli import call
 

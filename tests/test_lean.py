@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from circuitsieve.ablations import constants
-from circuitsieve.batching import batches
-from circuitsieve.bench import Bench
-from circuitsieve.instrument import answer_logits, masked
-from circuitsieve.lean import WORTH, Lean
-from circuitsieve.nodes import SiteMasks
-from circuitsieve.references import Reference, References
-from circuitsieve.subject import Subject, frozen
+from circuitsieve.circuits.nodes import SiteMasks
+from circuitsieve.data.batching import batches
+from circuitsieve.models.ablations import constants
+from circuitsieve.models.instrument import answer_logits, masked
+from circuitsieve.models.lean import WORTH, Lean
+from circuitsieve.models.subject import Subject, frozen
+from circuitsieve.search.bench import Bench
+from circuitsieve.search.references import Reference, References
 from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
 from models import LAYERS, assert_differs, assert_same, each_family, fresh, random_examples, shared
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from circuitsieve.ablations import constants
-from circuitsieve.batching import batches
-from circuitsieve.instrument import answer_logits, masked, record
-from circuitsieve.lens import Lens, attention_patterns
+from circuitsieve.data.batching import batches
+from circuitsieve.models.ablations import constants
+from circuitsieve.models.instrument import answer_logits, masked, record
+from circuitsieve.models.lens import Lens, attention_patterns
+from circuitsieve.models.subject import Subject
 from circuitsieve.objective import logit_difference
-from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Ablation, Site, SiteKind
 from models import FAMILIES, POST_NORM, each_family, fresh, module, random_examples, shared
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from circuitsieve import tasks
+from circuitsieve.data import tasks
+from circuitsieve.data.loaders import TaskOptions, load_task, split_by_hash
+from circuitsieve.data.pairs import SPLITS, Pair, TaskRequest, TextSplits
+from circuitsieve.data.sources import pairs_of, read_pairs
+from circuitsieve.data.tasks import Task
 from circuitsieve.errors import ConfigError, DataError
-from circuitsieve.loaders import TaskOptions, load_task, split_by_hash
-from circuitsieve.pairs import SPLITS, Pair, TaskRequest, TextSplits
-from circuitsieve.sources import pairs_of, read_pairs
-from circuitsieve.tasks import Task
 from tiny import name_pairs, word_tokenizer, write_jsonl
 
 ENTRY = {"clean": "When Mary", "corrupted": "When Anna", "answers": [" and", " to"], "wrong_answers": [" the"]}
@@ -218,14 +218,14 @@ def test_task_object_is_a_task():
 def installed(tmp_path, monkeypatch):
     """A package that adds two tasks by entry points."""
     (tmp_path / "other_package.py").write_text(
-        "from circuitsieve.tasks import Task\nfrom circuitsieve.tasks.ioi import TASK as IOI\n"
+        "from circuitsieve.data.tasks import Task\nfrom circuitsieve.data.tasks.ioi import TASK as IOI\n"
         "TASK = Task('theirs', 'of another package', IOI.build)\nNOTHING = 3\n"
     )
     about = tmp_path / "other_package-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text(
-        "[circuitsieve.tasks]\ntheirs = other_package:TASK\nno_task = other_package:NOTHING\ngone = no_such_module:TASK\n"
+        "[circuitsieve.data.tasks]\ntheirs = other_package:TASK\nno_task = other_package:NOTHING\ngone = no_such_module:TASK\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from circuitsieve.costs import parameters
-from circuitsieve.instrument import answer_logits, masked, record
+from circuitsieve.circuits.costs import parameters
+from circuitsieve.models.instrument import answer_logits, masked, record
+from circuitsieve.models.subject import Subject
 from circuitsieve.objective import kl, log_probs
-from circuitsieve.subject import Subject
 from circuitsieve.vocabulary import Granularity, Site, SiteKind
 
 G = Granularity

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitsieve.mixing import mix
+from circuitsieve.models.mixing import mix
 
 SHAPES = {
     "one mask for all": ((5, 7, 4), (4,), (5, 7, 4)),

@@ -16,10 +16,10 @@ import torch
 from gguf import GGUFWriter
 from transformers import BloomConfig
 
-from circuitsieve import models
 from circuitsieve.errors import ModelError, UnsupportedModel
-from circuitsieve.models import load_model
-from circuitsieve.provenance import describe_model, fingerprint
+from circuitsieve.models import loading
+from circuitsieve.models.loading import load_model
+from circuitsieve.runs.provenance import describe_model, fingerprint
 from tiny import tiny_folder, tiny_gpt2
 
 
@@ -95,8 +95,8 @@ def test_an_unreachable_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch):
         asked.append(url)
         raise ConnectionError("no route to the hub")
 
-    monkeypatch.setattr(models, "get_hf_file_metadata", unreachable)
-    monkeypatch.setattr(models.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr(loading, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("asked again"))
     assert "no hub id that can be reached (no route to the hub);" in complaint("owner/model", revision="v1")
     (url,) = asked
     assert url.endswith("/owner/model/resolve/v1/config.json")
@@ -109,7 +109,7 @@ def test_a_hub_model_in_the_cache_needs_no_hub(folder: Path, tmp_path: Path, mon
     (cached / "refs" / "main").write_text("abc")
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         monkeypatch.setattr(huggingface_hub.constants, name, str(tmp_path), raising=False)
-    monkeypatch.setattr(models, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(loading, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked"))
     assert load_model("owner/model").model.config.model_type == "gpt2"
 
 

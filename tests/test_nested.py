@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 
-from circuitsieve.circuit import Circuit, Ranking
-from circuitsieve.costs import soft_share
-from circuitsieve.masks import Masks
-from circuitsieve.nested import Nested
-from circuitsieve.nodes import NodeSpace
-from circuitsieve.subject import Subject
+from circuitsieve.circuits.circuit import Circuit, Ranking
+from circuitsieve.circuits.costs import soft_share
+from circuitsieve.circuits.masks import Masks
+from circuitsieve.circuits.nodes import NodeSpace
+from circuitsieve.models.subject import Subject
+from circuitsieve.search.nested import Nested
 from circuitsieve.vocabulary import OUT_DIMS, UNIT_GRANULARITIES, Granularity
 from models import random_masks, shared
 
@@ -204,7 +204,7 @@ def test_gradients_pass_through_the_threshold(
     granularities: tuple[Granularity, ...], measure: str, monkeypatch: pytest.MonkeyPatch
 ):
     """float64, central differences of a random linear function of the masks, by every score."""
-    monkeypatch.setattr("circuitsieve.nested.BISECTIONS", 60)
+    monkeypatch.setattr("circuitsieve.search.nested.BISECTIONS", 60)
     space = shared("llama").space
     nested = nested_at_random(space, granularities, seed=1, measure=measure).double()
     weights = {g: torch.randn(space.shape(g), dtype=torch.float64) for g in space.summed(nested.scores())}

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitsieve import ablations
-from circuitsieve.batching import collate
+from circuitsieve.circuits.masks import cut
+from circuitsieve.circuits.nodes import Node, NodeSpace, SiteMasks
+from circuitsieve.data.batching import collate
 from circuitsieve.errors import ConfigError
-from circuitsieve.instrument import answer_logits, masked
-from circuitsieve.masks import cut
-from circuitsieve.nodes import Node, NodeSpace, SiteMasks
-from circuitsieve.references import References
-from circuitsieve.subject import Subject
+from circuitsieve.models import ablations
+from circuitsieve.models.instrument import answer_logits, masked
+from circuitsieve.models.subject import Subject
+from circuitsieve.search.references import References
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation, Granularity, SiteKind
 from models import (
     OUTPUT_BIAS,

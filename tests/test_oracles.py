@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitsieve import ablations
-from circuitsieve.batching import PairBatch, batches, collate
-from circuitsieve.circuit import Circuit
-from circuitsieve.instrument import answer_logits, masked, record
-from circuitsieve.masks import Masks
-from circuitsieve.nodes import Activations
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.masks import Masks
+from circuitsieve.circuits.nodes import Activations
+from circuitsieve.data.batching import PairBatch, batches, collate
+from circuitsieve.models import ablations
+from circuitsieve.models.instrument import answer_logits, masked, record
+from circuitsieve.models.subject import Subject
 from circuitsieve.objective import measure
-from circuitsieve.references import References
-from circuitsieve.subject import Subject
+from circuitsieve.search.references import References
 from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
 from models import (
     FAMILIES,

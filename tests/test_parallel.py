@@ -15,10 +15,10 @@ import torch
 
 import shared_searches
 from circuitsieve import DiscoveryConfig, discover
-from circuitsieve.batching import batches
-from circuitsieve.effects import _drawn
+from circuitsieve.data.batching import batches
 from circuitsieve.errors import ConfigError, ModelError
 from circuitsieve.parallel import Processes, of_torchrun
+from circuitsieve.search.effects import _drawn
 from tiny import name_pairs, tiny_folder, tiny_loaded, tiny_pairs, write_jsonl
 from tiny_cli import complaint
 

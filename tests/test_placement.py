@@ -18,27 +18,28 @@ from torch.distributed.tensor import Replicate, distribute_tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from circuitsieve.ablations import constants
-from circuitsieve.batching import batches
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Pairs
-from circuitsieve.discovery import Discovery
-from circuitsieve.discovery import discover as search
+from circuitsieve.data.batching import batches
+from circuitsieve.data.tokenising import Pairs
 from circuitsieve.errors import ConfigError, ModelError, UnsupportedModel
-from circuitsieve.evaluation import EvaluationConfig, evaluate
-from circuitsieve.instrument import answer_logits, masked, record
-from circuitsieve.judging import load_run_model
-from circuitsieve.lens import Lens
-from circuitsieve.models import load_model
-from circuitsieve.placement import is_dispatched, is_offloaded, whereabouts
-from circuitsieve.plan import predict
-from circuitsieve.provenance import describe_model, fingerprint
-from circuitsieve.rewiring import graph_of
-from circuitsieve.runs import RunFolder
-from circuitsieve.selfcheck import selfcheck
-from circuitsieve.subject import Subject, frozen
-from circuitsieve.surgery import compact
+from circuitsieve.evaluation.card import evaluate
+from circuitsieve.evaluation.harness import EvaluationConfig
+from circuitsieve.models.ablations import constants
+from circuitsieve.models.instrument import answer_logits, masked, record
+from circuitsieve.models.lens import Lens
+from circuitsieve.models.loading import load_model
+from circuitsieve.models.placement import is_dispatched, is_offloaded, whereabouts
+from circuitsieve.models.rewiring import graph_of
+from circuitsieve.models.selfcheck import selfcheck
+from circuitsieve.models.subject import Subject, frozen
+from circuitsieve.models.surgery import compact
+from circuitsieve.runs.folder import RunFolder
+from circuitsieve.runs.provenance import describe_model, fingerprint
+from circuitsieve.search.discovery import Discovery
+from circuitsieve.search.discovery import discover as search
 from circuitsieve.vocabulary import Ablation, Granularity
+from circuitsieve.workflow.judging import load_run_model
+from circuitsieve.workflow.plan import predict
 from models import each_family, fresh, random_examples, random_ids, random_masks, randomise, shared
 from placed import CPU, WAYS, all_on_disk, layer_on_disk, watched
 from tiny import tiny_folder
@@ -176,8 +177,8 @@ def test_a_search_and_its_card_are_those_of_the_plain_model(method: str, ablatio
 
 
 def test_no_copy_of_lower_precision_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuitsieve.problem.LARGE", 0)
-    monkeypatch.setattr("circuitsieve.problem.computes_in_bfloat16", lambda _: True)
+    monkeypatch.setattr("circuitsieve.search.problem.LARGE", 0)
+    monkeypatch.setattr("circuitsieve.search.problem.computes_in_bfloat16", lambda _: True)
     assert search(fresh(shared("llama")), PAIRS, settings()).provenance["model"]["trained_in"] == "bfloat16"
     model = all_on_disk(fresh(shared("llama")), tmp_path)
     assert search(model, PAIRS, settings()).provenance["model"]["trained_in"] == "float32"

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from circuitsieve import plan
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Pairs
-from circuitsieve.discovery import discover
-from circuitsieve.evaluation import EvaluationConfig, evaluate
-from circuitsieve.subject import Subject
+from circuitsieve.data.tokenising import Pairs
+from circuitsieve.evaluation.card import evaluate
+from circuitsieve.evaluation.harness import EvaluationConfig
+from circuitsieve.models.subject import Subject
+from circuitsieve.search.discovery import discover
+from circuitsieve.workflow import plan
 from models import fresh, random_examples, shared
 
 LENGTH = 7

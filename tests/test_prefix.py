@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitsieve.batching import PairBatch, collate
-from circuitsieve.circuit import Circuit
-from circuitsieve.data import Example
-from circuitsieve.instrument import answer_logits, masked
-from circuitsieve.pairs import Pair
-from circuitsieve.prefix import shared_tokens
-from circuitsieve.references import Reference, References
-from circuitsieve.store import Store
-from circuitsieve.subject import Subject, frozen
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.data.batching import PairBatch, collate
+from circuitsieve.data.pairs import Pair
+from circuitsieve.data.tokenising import Example
+from circuitsieve.disk.store import Store
+from circuitsieve.models.instrument import answer_logits, masked
+from circuitsieve.models.prefix import shared_tokens
+from circuitsieve.models.subject import Subject, frozen
+from circuitsieve.search.references import Reference, References
 from circuitsieve.vocabulary import Ablation, Granularity
 from models import LAYERS, VOCABULARY, assert_differs, assert_same, each_family, fresh, random_masks, shared
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from circuitsieve.batching import PairBatch
+from circuitsieve.circuits.masks import Masks
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Pairs
-from circuitsieve.instrument import answer_logits, masked, record
-from circuitsieve.masks import Masks
-from circuitsieve.problem import Problem
+from circuitsieve.data.batching import PairBatch
+from circuitsieve.data.tokenising import Pairs
+from circuitsieve.models.instrument import answer_logits, masked, record
+from circuitsieve.search.problem import Problem
 from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity
 from models import assert_same, each_family, random_examples, random_masks, shared
 

@@ -1,6 +1,6 @@
 """What whoever waits sees."""
 
-from circuitsieve.progress import RichReporter
+from circuitsieve.cli.progress import RichReporter
 
 
 def test_a_second_evaluation_has_its_own_total():

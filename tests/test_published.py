@@ -2,13 +2,12 @@
 
 import pytest
 
-from circuitsieve.circuit import Circuit
-from circuitsieve.evaluation import EvaluationConfig
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.nodes import NodeSpace
 from circuitsieve.evaluation import published as room
-from circuitsieve.evaluation.harness import Harness
+from circuitsieve.evaluation.harness import EvaluationConfig, Harness
 from circuitsieve.evaluation.published import GREATER_THAN, IOI, overlap, published
-from circuitsieve.nodes import NodeSpace
-from circuitsieve.subject import Subject
+from circuitsieve.models.subject import Subject
 from tiny import tiny_gpt2, tiny_pairs
 
 SMALL = NodeSpace(

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.circuits.circuit import Circuit, Ranking
 from circuitsieve.errors import ConfigError
-from circuitsieve.subject import Subject
+from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Granularity
 from models import random_masks, shared
 

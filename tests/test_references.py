@@ -7,14 +7,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from circuitsieve import store as stores
-from circuitsieve.ablations import constants
-from circuitsieve.batching import PairBatch, batches
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.data.batching import PairBatch, batches
+from circuitsieve.disk import store as stores
+from circuitsieve.disk.store import Store
 from circuitsieve.evaluation.metrics import run_circuit
-from circuitsieve.references import Reference, References
-from circuitsieve.store import Store
-from circuitsieve.subject import Subject
+from circuitsieve.models.ablations import constants
+from circuitsieve.models.subject import Subject
+from circuitsieve.search.references import Reference, References
 from circuitsieve.vocabulary import Ablation
 from models import random_examples, shared
 

@@ -15,18 +15,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from circuitsieve.ablations import with_counterfactuals
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.exhibits import PROMPTS, exhibits
-from circuitsieve.judging import load_run_model, run_pairs
-from circuitsieve.lens import Lens, attention_patterns
+from circuitsieve.models.ablations import with_counterfactuals
+from circuitsieve.models.lens import Lens, attention_patterns
+from circuitsieve.models.subject import Subject
 from circuitsieve.report.command import command
+from circuitsieve.report.exhibits import PROMPTS, exhibits
 from circuitsieve.report.page import RunRecord, page
 from circuitsieve.report.terminal import layer_table
-from circuitsieve.runs import RunFolder
-from circuitsieve.subject import Subject
+from circuitsieve.runs.folder import RunFolder
 from circuitsieve.vocabulary import Ablation, Granularity
+from circuitsieve.workflow.judging import load_run_model, run_pairs
 from tiny_cli import call, complaint
 from tiny_runs import Found, saved
 
@@ -127,7 +127,7 @@ def test_answers_of_a_circuit_are_those_on_the_prompts_that_it_is_ablated_to(run
 
 def test_attention_of_long_prompts_is_left_out(run: RunFolder, monkeypatch: pytest.MonkeyPatch):
     loaded, (circuit, _) = load_run_model(run), run.read_circuit()
-    monkeypatch.setattr("circuitsieve.exhibits.LONGEST", 1)
+    monkeypatch.setattr("circuitsieve.report.exhibits.LONGEST", 1)
     assert exhibits(loaded, circuit, None, run_pairs(run, loaded).test)["attention"] == []
 
 

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from circuitsieve.ablations import constants
-from circuitsieve.batching import batches
-from circuitsieve.circuit import Circuit
-from circuitsieve.data import Example
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.nodes import Node
+from circuitsieve.data.batching import batches
+from circuitsieve.data.tokenising import Example
+from circuitsieve.disk.store import Store
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness
 from circuitsieve.evaluation.metrics import begin, run_circuit
 from circuitsieve.evaluation.minimality import changed
-from circuitsieve.hooks import resumed
-from circuitsieve.nodes import Node
-from circuitsieve.references import References
-from circuitsieve.store import Store
-from circuitsieve.subject import Subject
+from circuitsieve.models.ablations import constants
+from circuitsieve.models.hooks import resumed
+from circuitsieve.models.subject import Subject
+from circuitsieve.search.references import References
 from circuitsieve.vocabulary import Ablation, Granularity
 from models import each_family, module, random_examples, random_masks, shared
 

@@ -7,11 +7,11 @@ import safetensors.torch
 import torch
 
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Pairs
-from circuitsieve.discovery import Discovery, discover
+from circuitsieve.data.tokenising import Pairs
 from circuitsieve.errors import RunError
-from circuitsieve.resuming import KEPT, Checkpoints
-from circuitsieve.training import OnStep
+from circuitsieve.search.discovery import Discovery, discover
+from circuitsieve.search.resuming import KEPT, Checkpoints
+from circuitsieve.search.training import OnStep
 from models import random_examples, shared
 
 EXAMPLES = random_examples([7] * 24)

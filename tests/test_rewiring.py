@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.graph import Graph, Receiver
+from circuitsieve.circuits.masks import BoolMasks
+from circuitsieve.circuits.nodes import Activations
 from circuitsieve.errors import UnsupportedModel
-from circuitsieve.graph import Graph, Receiver
-from circuitsieve.instrument import masked, record
-from circuitsieve.masks import BoolMasks
-from circuitsieve.nodes import Activations
-from circuitsieve.rewiring import graph_of, rewired
-from circuitsieve.subject import Subject
+from circuitsieve.models.instrument import masked, record
+from circuitsieve.models.rewiring import graph_of, rewired
+from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Granularity
 from models import FAMILIES, POST_NORM, assert_differs, assert_same, random_ids, random_masks, shared
 

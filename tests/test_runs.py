@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 from filelock import FileLock
 
-from circuitsieve.circuit import Circuit
-from circuitsieve.instrument import answer_logits, masked
-from circuitsieve.references import References
-from circuitsieve.runs import PairRecord, RunFolder
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.models.instrument import answer_logits, masked
+from circuitsieve.runs.folder import PairRecord, RunFolder
+from circuitsieve.search.references import References
 from circuitsieve.vocabulary import Ablation, Granularity
 from tiny import name_pairs
 from tiny_runs import BATCHES, SUBJECT, complaint, random_found, saved

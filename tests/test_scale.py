@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel
 
-from circuitsieve.subject import Subject
+from circuitsieve.models.subject import Subject
 from cost_model import H100, work
 from counting import SIDES, counts, weightless
 from families import TINY, config_of, random_model

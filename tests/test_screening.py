@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuitsieve.data import Example, Pairs
+from circuitsieve.data.pairs import SPLITS
+from circuitsieve.data.tokenising import Example, Pairs
 from circuitsieve.errors import DataError
-from circuitsieve.pairs import SPLITS
-from circuitsieve.provenance import describe_pairs
-from circuitsieve.screening import Screening, check_fit, keep_correct, screen
+from circuitsieve.runs.provenance import describe_pairs
+from circuitsieve.search.screening import Screening, check_fit, keep_correct, screen
 from tiny import WORDS, tiny_gpt2, tiny_pairs
 
 MODEL = tiny_gpt2()

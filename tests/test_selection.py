@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from circuitsieve.selection import smallest_feasible
+from circuitsieve.search.selection import smallest_feasible
 
 LEAST = 1e-5
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from circuitsieve.settling import GAIN, NEAR, WINDOW, Reading, Settling, gain
+from circuitsieve.search.settling import GAIN, NEAR, WINDOW, Reading, Settling, gain
 
 
 def noise(n: int, seed: int = 0) -> np.ndarray:

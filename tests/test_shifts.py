@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuitsieve.pairs import Pair
-from circuitsieve.shifts import DISTRACTORS, distracted, misspelt, shifted
+from circuitsieve.data.pairs import Pair
+from circuitsieve.data.shifts import DISTRACTORS, distracted, misspelt, shifted
 
 PAIR = Pair(
     "When Mary and John went to the market, John gave a drink to",

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 import pytest
 
 import circuitsieve
-from circuitsieve.cli import app
-from circuitsieve.sources import read_pairs
+from circuitsieve.cli.app import app
+from circuitsieve.data.sources import read_pairs
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

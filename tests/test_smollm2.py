@@ -6,16 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from circuitsieve import applied, cli, compact, tasks
-from circuitsieve.chat import in_chat_form
-from circuitsieve.circuit import Circuit
-from circuitsieve.data import encode_all
-from circuitsieve.loaders import TaskOptions, load_task
-from circuitsieve.models import LoadedModel, load_model
-from circuitsieve.pairs import Pair, TextSplits
-from circuitsieve.screening import screen
-from circuitsieve.selfcheck import selfcheck
-from circuitsieve.subject import Subject
+from circuitsieve import applied, compact
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.cli import app
+from circuitsieve.data import tasks
+from circuitsieve.data.chat import in_chat_form
+from circuitsieve.data.loaders import TaskOptions, load_task
+from circuitsieve.data.pairs import Pair, TextSplits
+from circuitsieve.data.tokenising import encode_all
+from circuitsieve.models.loading import LoadedModel, load_model
+from circuitsieve.models.selfcheck import selfcheck
+from circuitsieve.models.subject import Subject
+from circuitsieve.search.screening import screen
 from circuitsieve.vocabulary import Ablation, Granularity
 
 pytestmark = pytest.mark.smollm2
@@ -70,7 +72,7 @@ def test_a_short_discovery_beats_random_circuits(tmp_path: Path, capsys: pytest.
     out = tmp_path / "run"
     words = "discover --model smollm2 --task ioi --max-kl 0.5 --steps 40 --batch-size 8 --train-pairs 64 --validation-pairs 24"
     with pytest.raises(SystemExit) as stopped:
-        cli.main([*words.split(), "--test-pairs", "24", "--out", str(out), "--json"])
+        app.main([*words.split(), "--test-pairs", "24", "--out", str(out), "--json"])
     assert stopped.value.code == 0
     card = json.loads(capsys.readouterr().out)
     assert card["size"] < 0.9

@@ -6,14 +6,14 @@ import math
 import pytest
 import torch
 
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.likeness import chance, jaccards
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Pairs
-from circuitsieve.evaluation import EvaluationConfig, stability
-from circuitsieve.evaluation.harness import Harness
+from circuitsieve.data.tokenising import Pairs
+from circuitsieve.evaluation import stability
+from circuitsieve.evaluation.harness import EvaluationConfig, Harness
 from circuitsieve.evaluation.stability import consensus
-from circuitsieve.likeness import chance, jaccards
-from circuitsieve.subject import Subject, frozen
+from circuitsieve.models.subject import Subject, frozen
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
 from tiny import tiny_gpt2, tiny_pairs
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from circuitsieve import cli, sweep
-from circuitsieve.evaluation import evaluate
-from circuitsieve.loaders import TaskOptions, load_task
-from circuitsieve.models import load_model
-from circuitsieve.runs import RunFolder
+from circuitsieve.cli import app
+from circuitsieve.data.loaders import TaskOptions, load_task
+from circuitsieve.evaluation.card import evaluate
+from circuitsieve.models.loading import load_model
+from circuitsieve.runs.folder import RunFolder
+from circuitsieve.workflow import sweep
 
 WORDS = (
     "sweep --model demo --task ioi --methods nested attribution --sizes 0.2 0.4 --seeds 0 1 --steps 5 --batch-size 8 "
@@ -21,7 +22,7 @@ WORDS = (
 
 def run(out: Path, *more: str) -> int:
     with pytest.raises(SystemExit) as stopped:
-        cli.main([*WORDS.split(), "--out", str(out), *more])
+        app.main([*WORDS.split(), "--out", str(out), *more])
     return int(stopped.value.code or 0)
 
 

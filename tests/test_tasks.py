@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from circuitsieve import tasks
+from circuitsieve.data import tasks
+from circuitsieve.data.pairs import SPLITS, Pair, TaskRequest, TextSplits
 from circuitsieve.errors import ConfigError, DataError
-from circuitsieve.pairs import SPLITS, Pair, TaskRequest, TextSplits
 
 OTHERS = [name for name in tasks.names() if name != "ioi"]
 

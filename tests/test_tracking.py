@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from circuitsieve.nested import Nested
-from circuitsieve.tracking import Tracked, tracker_of
+from circuitsieve.search.nested import Nested
+from circuitsieve.workflow.tracking import Tracked, tracker_of
 from tiny import name_pairs, tiny_folder, write_jsonl
 from tiny_cli import Output, call
 
@@ -321,7 +321,7 @@ def unreachable(host, *words, **others):
     raise socket.gaierror("no network")
 
 socket.getaddrinfo = unreachable
-from circuitsieve.tracking import tracker_of
+from circuitsieve.workflow.tracking import tracker_of
 tracker = tracker_of(sys.argv[1])
 print(tracker.begin("name", {"seed": 1}))
 tracker.log(0, {"kl": 0.5})

@@ -7,13 +7,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Pairs
-from circuitsieve.instrument import answer_logits
-from circuitsieve.phase import Phase
-from circuitsieve.phases import first_phase, next_phase
-from circuitsieve.problem import Problem
-from circuitsieve.subject import Subject, frozen
-from circuitsieve.training import Training
+from circuitsieve.data.tokenising import Pairs
+from circuitsieve.models.instrument import answer_logits
+from circuitsieve.models.subject import Subject, frozen
+from circuitsieve.search.phase import Phase
+from circuitsieve.search.phases import first_phase, next_phase
+from circuitsieve.search.problem import Problem
+from circuitsieve.search.training import Training
 from models import random_examples, shared
 
 EXAMPLES = random_examples([7] * 16)

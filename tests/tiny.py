@@ -11,9 +11,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from circuitsieve.data import Pairs, encode
-from circuitsieve.models import LoadedModel
-from circuitsieve.pairs import Pair, TextSplits
+from circuitsieve.data.pairs import Pair, TextSplits
+from circuitsieve.data.tokenising import Pairs, encode
+from circuitsieve.models.loading import LoadedModel
 
 NAMES = ("Mary", "John", "Anna", "Paul", "Ruth", "Mark", "Jane", "Carl")
 PLACES = ("store", "park", "school", "market")

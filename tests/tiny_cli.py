@@ -10,7 +10,7 @@ import huggingface_hub.constants
 import pytest
 import transformers
 
-from circuitsieve import cli
+from circuitsieve.cli import app
 from tiny import name_pairs, tiny_folder, write_jsonl
 
 
@@ -24,7 +24,7 @@ def call(capsys: pytest.CaptureFixture[str], *words: object) -> Output:
     """Run the command line with these words."""
     capsys.readouterr()
     with quiet_and_offline(), pytest.raises(SystemExit) as stopped:
-        cli.main([str(word) for word in words])
+        app.main([str(word) for word in words])
     return Output(stopped.value.code, *capsys.readouterr())
 
 
@@ -57,7 +57,7 @@ def make_home(home: Path) -> Path:
     write_jsonl(home / "pairs.jsonl", name_pairs(40))
     words = f"discover --model {home}/model --task {home}/pairs.jsonl --out {home}/run --steps 3 --batch-size 4"
     with quiet_and_offline(), pytest.raises(SystemExit) as stopped:
-        cli.main(words.split())
+        app.main(words.split())
     assert stopped.value.code == 0
     return home
 
@@ -70,6 +70,6 @@ def make_wired(home: Path, run: Path) -> Path:
     """A copy of the finished run with its edges."""
     shutil.copytree(home / "run", run)
     with quiet_and_offline(), pytest.raises(SystemExit) as stopped:
-        cli.main(["edges", str(run), *map(str, EDGE_WORDS)])
+        app.main(["edges", str(run), *map(str, EDGE_WORDS)])
     assert stopped.value.code == 0
     return run

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from circuitsieve.ablations import constants
-from circuitsieve.batching import batches
-from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.circuits.circuit import Circuit, Ranking
+from circuitsieve.data.batching import batches
 from circuitsieve.errors import RunError
-from circuitsieve.runs import PairRecord, RunFolder
-from circuitsieve.subject import Subject
+from circuitsieve.models.ablations import constants
+from circuitsieve.models.subject import Subject
+from circuitsieve.runs.folder import PairRecord, RunFolder
 from circuitsieve.vocabulary import Ablation, Granularity
 from tiny import name_pairs, tiny_gpt2, tiny_pairs
 

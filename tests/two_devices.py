@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from circuitsieve.instrument import answer_logits, masked, record
-from circuitsieve.subject import Subject
+from circuitsieve.models.instrument import answer_logits, masked, record
+from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Granularity
 from models import shared
 from placed import device_map

@@ -13,47 +13,47 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from circuitsieve.application import applied
-    from circuitsieve.checkpoint import save_compact
-    from circuitsieve.circuit import Circuit, Ranking
+    from circuitsieve.circuits.circuit import Circuit, Ranking
+    from circuitsieve.circuits.nodes import NodeSpace
     from circuitsieve.config import DiscoveryConfig
-    from circuitsieve.data import Pairs
-    from circuitsieve.discovery import Discovery, discover
+    from circuitsieve.data.loaders import TaskOptions, load_task
+    from circuitsieve.data.pairs import Pair, TaskRequest, TextSplits
+    from circuitsieve.data.tasks import Task
+    from circuitsieve.data.tokenising import Pairs
     from circuitsieve.errors import CircuitsieveError
     from circuitsieve.evaluation.card import Card, evaluate
     from circuitsieve.evaluation.harness import EvaluationConfig
-    from circuitsieve.loaders import TaskOptions, load_task
-    from circuitsieve.models import LoadedModel, load_model
-    from circuitsieve.nodes import NodeSpace
-    from circuitsieve.pairs import Pair, TaskRequest, TextSplits
-    from circuitsieve.runs import RunFolder
-    from circuitsieve.surgery import compact
-    from circuitsieve.tasks import Task
+    from circuitsieve.models.application import applied
+    from circuitsieve.models.checkpoint import save_compact
+    from circuitsieve.models.loading import LoadedModel, load_model
+    from circuitsieve.models.surgery import compact
+    from circuitsieve.runs.folder import RunFolder
+    from circuitsieve.search.discovery import Discovery, discover
 
 _HOMES = {
     "Card": "evaluation.card",
-    "Circuit": "circuit",
+    "Circuit": "circuits.circuit",
     "CircuitsieveError": "errors",
-    "Discovery": "discovery",
+    "Discovery": "search.discovery",
     "DiscoveryConfig": "config",
     "EvaluationConfig": "evaluation.harness",
-    "LoadedModel": "models",
-    "NodeSpace": "nodes",
-    "Pair": "pairs",
-    "Pairs": "data",
-    "Ranking": "circuit",
-    "RunFolder": "runs",
-    "Task": "tasks",
-    "TaskOptions": "loaders",
-    "TaskRequest": "pairs",
-    "TextSplits": "pairs",
-    "applied": "application",
-    "compact": "surgery",
-    "discover": "discovery",
+    "LoadedModel": "models.loading",
+    "NodeSpace": "circuits.nodes",
+    "Pair": "data.pairs",
+    "Pairs": "data.tokenising",
+    "Ranking": "circuits.circuit",
+    "RunFolder": "runs.folder",
+    "Task": "data.tasks",
+    "TaskOptions": "data.loaders",
+    "TaskRequest": "data.pairs",
+    "TextSplits": "data.pairs",
+    "applied": "models.application",
+    "compact": "models.surgery",
+    "discover": "search.discovery",
     "evaluate": "evaluation.card",
-    "load_model": "models",
-    "load_task": "loaders",
-    "save_compact": "checkpoint",
+    "load_model": "models.loading",
+    "load_task": "data.loaders",
+    "save_compact": "models.checkpoint",
 }
 
 __all__ = [

@@ -1,6 +1,6 @@
 """`python -m circuitsieve` and the command `circuitsieve`."""
 
-from circuitsieve.cli import main
+from circuitsieve.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,7 @@ import matplotlib.figure
 import pandas as pd
 from matplotlib.axes import Axes
 
-from circuitsieve import files
+from circuitsieve.disk import files
 from circuitsieve.errors import ConfigError
 from circuitsieve.wording import METRICS
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from circuitsieve.circuit import Circuit, Ranking
-from circuitsieve.costs import parameters
+from circuitsieve.circuits.circuit import Circuit, Ranking
+from circuitsieve.circuits.costs import parameters
+from circuitsieve.circuits.masks import counts
+from circuitsieve.circuits.nodes import Node
 from circuitsieve.evaluation.card import Card, kept_by_layer
-from circuitsieve.masks import counts
-from circuitsieve.nodes import Node
 from circuitsieve.vocabulary import UNIT_GRANULARITIES
 from circuitsieve.wording import METRICS
 

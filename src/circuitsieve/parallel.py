@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch import distributed as dist
 
-from circuitsieve.batching import PairBatch
+from circuitsieve.data.batching import PairBatch
 from circuitsieve.errors import ConfigError, ModelError, RunError
 from circuitsieve.launching import started
 

@@ -4,8 +4,8 @@ from importlib import resources
 from pathlib import Path
 
 from circuitsieve.config import DiscoveryConfig
+from circuitsieve.disk.jsontext import json_object, text_of
 from circuitsieve.errors import ConfigError
-from circuitsieve.jsontext import json_object, text_of
 
 
 def load_config(name: str) -> DiscoveryConfig:

@@ -7,14 +7,14 @@ is no better than whole heads and MLPs with as many parameters has gained nothin
 from collections.abc import Sequence
 from typing import Any
 
-from circuitsieve.ablations import constants
-from circuitsieve.batching import batches
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Example, Pairs
-from circuitsieve.discovery import discover
+from circuitsieve.data.batching import batches
+from circuitsieve.data.tokenising import Example, Pairs
 from circuitsieve.evaluation.harness import Harness
 from circuitsieve.evaluation.metrics import Summary
+from circuitsieve.models.ablations import constants
+from circuitsieve.search.discovery import discover
 from circuitsieve.vocabulary import Ablation, Granularity
 
 OTHERS = (Ablation.MEAN, Ablation.RESAMPLE)

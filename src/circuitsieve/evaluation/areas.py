@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.integrate import trapezoid
 
-from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.circuits.circuit import Circuit, Ranking
 from circuitsieve.evaluation.harness import Harness
 from circuitsieve.evaluation.metrics import Summary, Values, interval, point_values
 

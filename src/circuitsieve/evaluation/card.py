@@ -13,13 +13,13 @@ import numpy as np
 from torch import nn
 
 from circuitsieve import display
-from circuitsieve.circuit import Circuit
-from circuitsieve.data import Example
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.data.tokenising import Example
 from circuitsieve.evaluation.controls import matched_random
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness, Progress
 from circuitsieve.evaluation.metrics import Summary
-from circuitsieve.screening import check_fit
-from circuitsieve.subject import Subject, fitting, frozen
+from circuitsieve.models.subject import Subject, fitting, frozen
+from circuitsieve.search.screening import check_fit
 from circuitsieve.vocabulary import Granularity
 from circuitsieve.wording import METRICS, metric_rows, number
 

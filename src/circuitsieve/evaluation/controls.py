@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
 
 Units = dict[Granularity, Bool[Tensor, "layers n"]]

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from circuitsieve.circuit import Circuit, Ranking
+from circuitsieve.circuits.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Pairs
+from circuitsieve.data.tokenising import Pairs
 from circuitsieve.errors import ConfigError
 from circuitsieve.evaluation.agreement import equivalence, independence
 from circuitsieve.evaluation.alternatives import OTHERS, head_level, other_ablations, rankable
@@ -25,8 +25,8 @@ from circuitsieve.evaluation.minimality import chosen_nodes, minimality, null_no
 from circuitsieve.evaluation.published import published
 from circuitsieve.evaluation.robustness import Origin, robustness, robustness_runs, transfer, transfer_runs
 from circuitsieve.evaluation.stability import BATCHES_OF_A_SEARCH, reruns, stability
-from circuitsieve.screening import check_fit
-from circuitsieve.subject import fitting, frozen
+from circuitsieve.models.subject import fitting, frozen
+from circuitsieve.search.screening import check_fit
 
 
 @dataclass(frozen=True)

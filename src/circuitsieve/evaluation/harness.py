@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from circuitsieve.ablations import with_counterfactuals
-from circuitsieve.batching import PairBatch, batches, spread
-from circuitsieve.circuit import Circuit
-from circuitsieve.data import Example
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.data.batching import PairBatch, batches, spread
+from circuitsieve.data.tokenising import Example
+from circuitsieve.disk.store import Store
 from circuitsieve.evaluation.metrics import (
     Anchors,
     Begun,
@@ -23,9 +23,9 @@ from circuitsieve.evaluation.metrics import (
     run_circuit,
     summarise,
 )
-from circuitsieve.references import References
-from circuitsieve.store import Store
-from circuitsieve.subject import Subject
+from circuitsieve.models.ablations import with_counterfactuals
+from circuitsieve.models.subject import Subject
+from circuitsieve.search.references import References
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of the circuits are done, and how many there are."""

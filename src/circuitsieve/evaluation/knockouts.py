@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.evaluation.controls import anywhere, below, kept, matched_random, some_of, whole, without
 from circuitsieve.evaluation.harness import Harness
 from circuitsieve.evaluation.hypotheses import SHARE, beats_most

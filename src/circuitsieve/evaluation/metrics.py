@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
-from circuitsieve.batching import PairBatch
-from circuitsieve.circuit import Circuit
-from circuitsieve.hooks import blocks_recorded, resumed
-from circuitsieve.instrument import answer_logits, masked
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.data.batching import PairBatch
+from circuitsieve.models.hooks import blocks_recorded, resumed
+from circuitsieve.models.instrument import answer_logits, masked
 from circuitsieve.objective import PairMetrics, measure
-from circuitsieve.references import Reference, References
+from circuitsieve.search.references import Reference, References
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95

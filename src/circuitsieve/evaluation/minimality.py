@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.nodes import Node
 from circuitsieve.evaluation.harness import Harness
 from circuitsieve.evaluation.hypotheses import LEVEL, SHARE, beats_most, corrected
 from circuitsieve.evaluation.metrics import Outcome, Summary
-from circuitsieve.nodes import Node
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
 
 ALL_OF = (Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK, Granularity.HEAD)

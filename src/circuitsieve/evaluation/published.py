@@ -3,10 +3,10 @@
 They are whole heads (and MLPs), found by other means under other baselines: no overlap is a question, not an error.
 """
 
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.likeness import chance
 from circuitsieve.evaluation.harness import Harness
 from circuitsieve.evaluation.metrics import Summary
-from circuitsieve.likeness import chance
 from circuitsieve.vocabulary import Granularity
 
 IOI = {

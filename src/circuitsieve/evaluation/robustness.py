@@ -11,14 +11,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from circuitsieve import tasks
-from circuitsieve.data import Example, encode_all
+from circuitsieve.data import tasks
+from circuitsieve.data.loaders import TaskOptions, load_task
+from circuitsieve.data.shifts import SHIFTS, shifted
+from circuitsieve.data.tokenising import Example, encode_all
 from circuitsieve.errors import CircuitsieveError, DataError
 from circuitsieve.evaluation.harness import Harness
 from circuitsieve.evaluation.metrics import Summary
-from circuitsieve.loaders import TaskOptions, load_task
-from circuitsieve.screening import check_fit
-from circuitsieve.shifts import SHIFTS, shifted
+from circuitsieve.search.screening import check_fit
 
 COMPARED = ("accuracy", "logit_diff", "prob_diff")
 """Of the full model and the circuit."""

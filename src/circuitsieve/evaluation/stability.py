@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from circuitsieve.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.likeness import COMPARED, jaccards
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data import Pairs
-from circuitsieve.discovery import discover
+from circuitsieve.data.tokenising import Pairs
 from circuitsieve.evaluation.harness import Harness
 from circuitsieve.evaluation.metrics import Summary
-from circuitsieve.likeness import COMPARED, jaccards
+from circuitsieve.search.discovery import discover
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Method
 
 RERUNS = 2

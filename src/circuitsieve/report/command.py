@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.loaders import TaskOptions
-from circuitsieve.pairs import SPLITS
+from circuitsieve.data.loaders import TaskOptions
+from circuitsieve.data.pairs import SPLITS
 
 
 def command(config: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from circuitsieve.graph import Edge, EdgeCircuit
+from circuitsieve.circuits.graph import Edge, EdgeCircuit
 from circuitsieve.wording import METRICS, number, percent
 
 SHOWN = 20

@@ -9,12 +9,12 @@ from typing import Any
 from markupsafe import Markup
 
 from circuitsieve import figures, frames
-from circuitsieve.circuit import Circuit, Ranking
-from circuitsieve.graph import EdgeCircuit
+from circuitsieve.circuits.circuit import Circuit, Ranking
+from circuitsieve.circuits.graph import EdgeCircuit
 from circuitsieve.report.command import command
 from circuitsieve.report.edges import ranked
 from circuitsieve.report.templates import rendered
-from circuitsieve.runs import PairRecord
+from circuitsieve.runs.folder import PairRecord
 from circuitsieve.vocabulary import Granularity, SiteKind
 from circuitsieve.wording import Rows, kept_rows, metric_rows, number
 

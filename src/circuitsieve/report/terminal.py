@@ -13,11 +13,11 @@ from circuitsieve.report.comparison import fact_rows, jaccard_rows
 from circuitsieve.wording import SHADES, Rows, kept_rows, metric_rows, number, shade
 
 if TYPE_CHECKING:
-    from circuitsieve.datacheck import CheckedPair, DataReport
-    from circuitsieve.plan import Plan
-    from circuitsieve.repeating import Repetition
-    from circuitsieve.selfcheck import CheckResult
-    from circuitsieve.sweep import Point
+    from circuitsieve.models.selfcheck import CheckResult
+    from circuitsieve.workflow.datacheck import CheckedPair, DataReport
+    from circuitsieve.workflow.plan import Plan
+    from circuitsieve.workflow.repeating import Repetition
+    from circuitsieve.workflow.sweep import Point
 
 NAMED_AT_MOST = 40
 """Nodes that only one of two circuits has."""

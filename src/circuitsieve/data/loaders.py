@@ -1,0 +1,134 @@
+"""Where pairs come from: a built-in task, a task of the user's own, a file, a folder of three files, a data set.
+
+A file is split 60/20/20 by a hash of its clean prompt, so that one prompt never stands in two splits and adding pairs moves
+none of the others.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from circuitsieve.data import sources, tasks
+from circuitsieve.data.chat import in_chat_form
+from circuitsieve.data.pairs import SPLITS, Pair, TaskRequest, TextSplits
+from circuitsieve.data.tokenising import Pairs, encode
+from circuitsieve.errors import DataError, hint
+
+DATASET = "hf:"
+"""What the name of a Hugging Face data set begins with."""
+_KINDS = (".jsonl", ".csv")
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What a task is asked for (files have as many pairs as they have)."""
+
+    train: int = 3072
+    """Training pairs at most; a task may have fewer."""
+    validation: int = 128
+    test: int = 192
+    seed: int = 0
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Of a task, by name."""
+    columns: Mapping[str, str] | None = None
+    """Of a file or data set: column of a pair -> what the file calls it."""
+    chat: str | None = None
+    """An instruction, to ask in chat form (`chat.in_chat_form`)."""
+
+
+Source = str | tasks.Task | Callable[[], Iterable[Pair]]
+"""Where pairs come from: see `load_task`."""
+
+
+def load_task(source: Source, tokenizer: PreTrainedTokenizerBase, request: TaskOptions = TaskOptions()) -> Pairs:
+    """The pairs of a task, a file or a data set.
+
+    Args:
+        source: the name of a task, built in or installed; a `Task`; a function that yields pairs (which are then split by a
+            hash); a `.jsonl` or `.csv` file; a folder with train, validation and test files; `hf:` and a data set.
+        tokenizer: the model's own.
+        request: how many pairs, and options.
+
+    Raises:
+        ConfigError: the task takes no such option.
+        DataError: there is no such task or file, it is malformed (with the line), or no pair in it is usable.
+    """
+    return encode(load_texts(source, tokenizer, request), tokenizer)
+
+
+def load_texts(source: Source, tokenizer: PreTrainedTokenizerBase, request: TaskOptions = TaskOptions()) -> TextSplits:
+    """The same before any of it is encoded."""
+    splits = _texts(source, tokenizer, request)
+    return splits if request.chat is None else in_chat_form(splits, tokenizer, request.chat)
+
+
+def _texts(source: Source, tokenizer: PreTrainedTokenizerBase, request: TaskOptions) -> TextSplits:
+    if isinstance(source, tasks.Task):
+        return _built(source, tokenizer, request)
+    if not isinstance(source, str):
+        return split_by_hash(tuple(source()))
+    if source in tasks.names():
+        return _built(tasks.get(source), tokenizer, request)
+    if request.options:
+        raise DataError(f"task {source}: found options ({', '.join(request.options)}), which only tasks take")
+    return _read(source, request.columns)
+
+
+def _read(name: str, columns: sources.Columns | None) -> TextSplits:
+    """The pairs of a file, a folder or a data set, split."""
+    if name.startswith(DATASET):
+        return _as_split(sources.read_dataset(name.removeprefix(DATASET), columns))
+    # os.path, not pathlib: what cannot be a path at all (too long a name) is no file either.
+    if os.path.isdir(name):  # noqa: PTH112
+        return TextSplits(*(sources.read_pairs(_file_of(Path(name), split), columns) for split in SPLITS))
+    if os.path.isfile(name):  # noqa: PTH113
+        return split_by_hash(sources.read_pairs(Path(name), columns))
+    if Path(name).suffix in _KINDS:
+        raise DataError(f"task: found no file {name!r}, expected one of pairs")
+    raise DataError(
+        f"task: found {name!r}, expected one of {', '.join(tasks.names())}, a .jsonl or .csv file, a folder with train, "
+        f"validation and test files, or {DATASET} and a data set{hint(name, list(tasks.names()))}"
+    )
+
+
+def _file_of(folder: Path, split: str) -> Path:
+    """The file of a split; the first kind where there is none, so that the complaint names it."""
+    files = [folder / f"{split}{kind}" for kind in _KINDS]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def _as_split(found: Mapping[str, tuple[Pair, ...]]) -> TextSplits:
+    """As they are, where all three splits are there; else all pairs split by the hash."""
+    if set(SPLITS) <= set(found):
+        return TextSplits(*(found[split] for split in SPLITS))
+    return split_by_hash(tuple(pair for pairs in found.values() for pair in pairs))
+
+
+def _built(task: tasks.Task, tokenizer: PreTrainedTokenizerBase, request: TaskOptions) -> TextSplits:
+    def pieces(text: str) -> tuple[str, ...]:
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return tuple(text[start:end] for start, end in offsets)
+
+    return task.build(
+        TaskRequest(
+            pieces=pieces,
+            train=request.train,
+            validation=request.validation,
+            test=request.test,
+            seed=request.seed,
+            options=dict(request.options),
+        )
+    )
+
+
+def split_by_hash(pairs: tuple[Pair, ...]) -> TextSplits:
+    """Split pairs 60/20/20 by a hash of the clean prompt."""
+    split: dict[str, list[Pair]] = {name: [] for name in SPLITS}
+    for pair in pairs:
+        share = int.from_bytes(hashlib.sha256(pair.clean.encode()).digest()[:8]) / 2**64
+        split["train" if share < 0.6 else "validation" if share < 0.8 else "test"].append(pair)
+    return TextSplits(*(tuple(split[name]) for name in SPLITS))

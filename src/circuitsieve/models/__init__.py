@@ -1,0 +1,1 @@
+"""Models of transformers, unforked: loaded, watched, masked, and made smaller."""
