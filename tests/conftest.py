@@ -8,9 +8,12 @@ from zlib import crc32
 import jaxtyping
 import pytest
 import torch
+from transformers import GPT2LMHeadModel
 
 from circuitsieve.models.subject import Subject
+from circuitsieve.search.discovery import Discovery
 from models import FAMILIES, shared
+from planted import make_planted, search
 from tiny_cli import complaint, make_home
 
 Complaint = Callable[..., str]
@@ -55,6 +58,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def subject(request: pytest.FixtureRequest) -> Subject:
     """A tiny float32 model of each family; tests leave it as it is."""
     return shared(request.param, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def planted() -> GPT2LMHeadModel:
+    """A model whose circuit is known; tests leave it as it is."""
+    return make_planted()
+
+
+@pytest.fixture(scope="module", params=["hard_concrete", "nested", "gates alone"])
+def found(planted: GPT2LMHeadModel, request: pytest.FixtureRequest) -> Discovery:
+    """Its circuit, by each method."""
+    return search(planted, request.param)
 
 
 @pytest.fixture(scope="module")
