@@ -81,7 +81,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         sweep = Sweep(job, tuple(options.methods), tuple(options.sizes), tuple(options.seeds))
         with RichReporter() as reporter:
             points = run_sweep(sweep, reporter)
-        layers = {run.name: units_by_layer(run) for run in sorted((folder / "runs").iterdir())}
+        layers = {
+            run.name: units_by_layer(run)
+            for run in sorted((folder / "runs").iterdir())
+            if RunFolder(run).has("circuit.json")
+        }
         tasks[task] = {"points": [vars(point) for point in points], "units by layer": layers}
     return {**begun, "model": options.model, "tasks": tasks}
 

@@ -17,7 +17,7 @@ from circuitsieve.errors import ConfigError
 from circuitsieve.presets import load_config
 from circuitsieve.settings import bytes_of
 from circuitsieve.workflow.exporting import export_run
-from circuitsieve.workflow.sweep import Point, kept_points, write_tables
+from circuitsieve.workflow.points import Point, kept_points, write_tables
 from damage import VALUES, assert_one_line_at_most, contents, damaged, examples
 from tiny_runs import SUBJECT, random_found, saved
 

@@ -13,16 +13,16 @@ from circuitsieve.evaluation.card import evaluate
 from circuitsieve.models.loading import load_model
 from circuitsieve.runs.folder import RunFolder
 from circuitsieve.workflow import sweep
+from circuitsieve.workflow.points import knee
 
-WORDS = (
-    "sweep --model demo --task ioi --methods nested attribution --sizes 0.2 0.4 --seeds 0 1 --steps 5 --batch-size 8 "
-    "--train-pairs 24 --validation-pairs 16 --test-pairs 12"
-)
+FEW = "--steps 5 --batch-size 8 --train-pairs 24 --validation-pairs 16 --test-pairs 12"
+WORDS = f"sweep --model demo --task ioi --methods nested attribution --sizes 0.2 0.4 --seeds 0 1 {FEW}"
+ONE = f"sweep --model demo --task ioi --methods nested --sizes 0.4 --seeds 0 {FEW}"
 
 
-def run(out: Path, *more: str) -> int:
+def run(out: Path, *more: str, words: str = WORDS) -> int:
     with pytest.raises(SystemExit) as stopped:
-        app.main([*WORDS.split(), "--out", str(out), *more])
+        app.main([*words.split(), "--out", str(out), *more])
     return int(stopped.value.code or 0)
 
 
@@ -98,6 +98,44 @@ def test_only_what_is_missing_damaged_or_other_is_made_again(swept: Path, monkey
     assert len(made) == 6
 
 
+@pytest.mark.slow
+def test_a_search_that_was_stopped_is_gone_on_with_unless_another_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(tmp_path / "whole", words=ONE) == 0
+    steps: list[int] = []
+    stop_at: list[int] = [3]
+    search = sweep.search
+
+    def watched(job, loaded, pairs, reporter, on_step, checkpoints):
+        def told(entry):
+            steps.append(entry["step"])
+            if entry["step"] in stop_at:
+                raise KeyboardInterrupt
+            on_step(entry)
+
+        return search(job, loaded, pairs, reporter, told, checkpoints)
+
+    monkeypatch.setattr(sweep, "search", watched)
+    monkeypatch.setattr("circuitsieve.search.training.KEPT_EVERY", 2)
+    for out in (tmp_path / "same", tmp_path / "other"):
+        assert run(out, words=ONE) == 130
+    assert steps == 2 * [0, 1, 2, 3]
+    stop_at.clear()
+    steps.clear()
+    assert run(tmp_path / "same", words=ONE) == 0
+    assert steps == [2, 3, 4]
+    assert not RunFolder(tmp_path / "same/runs/nested-0-0.4").unfinished
+    point, expected = (
+        json.loads((tmp_path / out / "sweep.json").read_text())["points"][0] for out in ("same", "whole")
+    )
+    assert {**point, "seconds": 0} == {**expected, "seconds": 0}
+    assert point["seconds"] > 0
+    steps.clear()
+    assert run(tmp_path / "other", "--lr", "0.1", words=ONE) == 0
+    assert steps == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -129,4 +167,4 @@ def test_bad_input_is_one_line(
 def test_the_knee_is_the_point_farthest_below_the_line(
     curve: list[tuple[float, float]], expected: float | None
 ) -> None:
-    assert sweep.knee(curve) == expected
+    assert knee(curve) == expected

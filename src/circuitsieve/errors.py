@@ -57,6 +57,10 @@ class RunError(CircuitsieveError):
     """A run folder is missing, damaged, locked or would be overwritten."""
 
 
+class OtherSearch(RunError):
+    """The checkpoints in a folder are those of another search."""
+
+
 def shown(value: object) -> str:
     """What was found, as Python writes it; of what is long or nested deeply, the beginning."""
     brief = reprlib.Repr()

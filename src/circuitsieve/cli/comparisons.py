@@ -50,7 +50,8 @@ def sweep(
     """
     job = flags.job(model, task, out, track=track)
     from circuitsieve.report.terminal import sweep_table
-    from circuitsieve.workflow.sweep import Sweep, read_sweep, run_sweep
+    from circuitsieve.workflow.points import read_sweep
+    from circuitsieve.workflow.sweep import Sweep, run_sweep
 
     with RichReporter() as reporter:
         points = run_sweep(Sweep(job, methods, sizes, seeds, by), reporter)

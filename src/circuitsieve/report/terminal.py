@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from circuitsieve.models.selfcheck import CheckResult
     from circuitsieve.workflow.datacheck import CheckedPair, DataReport
     from circuitsieve.workflow.plan import Plan
+    from circuitsieve.workflow.points import Point
     from circuitsieve.workflow.repeating import Repetition
-    from circuitsieve.workflow.sweep import Point
 
 NAMED_AT_MOST = 40
 """Nodes that only one of two circuits has."""

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from circuitsieve.disk import files
-from circuitsieve.errors import RunError
+from circuitsieve.errors import OtherSearch, RunError
 from circuitsieve.search.states import State
 
 KEPT = 2
@@ -61,7 +61,7 @@ class Checkpoints:
         """The state of the last whole checkpoint of this search; None where there is none.
 
         Raises:
-            RunError: all whole checkpoints are of another search.
+            OtherSearch: all whole checkpoints are of another search.
         """
         foreign = None
         for path in reversed(self._paths()):
@@ -74,7 +74,7 @@ class Checkpoints:
             else:
                 return state
         if foreign is not None:
-            raise RunError(
+            raise OtherSearch(
                 f"{foreign}: found a checkpoint of another search (other settings, pairs, weights or library versions), "
                 "expected one of this search; repeat the command that began it, or replace the run with --overwrite"
             )

@@ -1,36 +1,33 @@
 """Size against behaviour: the circuits of several methods, sizes and seeds, measured on the same held-out pairs.
 
 A method that learns is run once for every size, and once is enough for one that does not: its ranking is cut at every size. Each
-run is kept as soon as it is done, and is not made again by the same sweep: `runs/` has its folder, `points/` what was measured.
+run is kept as soon as it is done, and is not made again by the same sweep: `runs/` has its folder, `points/` what was measured. A
+search that was stopped is gone on with.
 """
 
 import json
-import math
-import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from circuitsieve import figures, frames
 from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.tokenising import Pairs
 from circuitsieve.disk import files
-from circuitsieve.errors import ConfigError, RunError, shown
+from circuitsieve.errors import ConfigError, Diverged, OtherSearch, RunError
 from circuitsieve.evaluation.card import measure_circuits
 from circuitsieve.evaluation.metrics import Summary
 from circuitsieve.models.loading import LoadedModel
+from circuitsieve.runs.folder import RunFolder
 from circuitsieve.runs.provenance import fingerprint, hash_of, records
 from circuitsieve.search.discovery import Discovery
 from circuitsieve.vocabulary import Granularity, Method
 from circuitsieve.workflow.finding import Job, found_by, search, tracked_run, usable_pairs
+from circuitsieve.workflow.points import Point, kept_points, write_tables
 from circuitsieve.workflow.reporting import Reporter
 from circuitsieve.workflow.tracking import Tracked, tracker_of
-
-_BEYOND = 1e18
-"""No value of a point is as large, and no figure could show it."""
 
 
 @dataclass(frozen=True)
@@ -63,38 +60,6 @@ class Sweep:
         """The sizes at which the ranking of a run is cut."""
         learns = Method(config.method).learns
         return [size for size in self.sizes if not learns or size == config.size]
-
-
-@dataclass(frozen=True)
-class Point:
-    """One circuit on test pairs."""
-
-    method: str
-    seed: int
-    asked: float
-    """The size that was asked for."""
-    size: float
-    """The kept share of the units."""
-    parameters: float
-    """The kept share of the parameters."""
-    heads: int
-    head_dims: int
-    mlp_neurons: int
-    kl: float
-    kl_low: float | None
-    """The lower end of the 95 % bootstrap interval over pairs."""
-    kl_high: float | None
-    accuracy: float
-    full_accuracy: float
-    """Of the full model."""
-    exact_match: float
-    faithfulness: float | None
-    validation_kl: float | None
-    """Of the run's own circuit."""
-    training_kl: float
-    """On as many training pairs: the gap to `kl` is what does not generalise."""
-    seconds: float
-    """Of the search."""
 
 
 def run_sweep(sweep: Sweep, reporter: Reporter) -> list[Point]:
@@ -145,41 +110,15 @@ def _make_folders(out: Path) -> None:
         raise RunError(f"{out}: cannot be written ({error.strerror}), expected a folder for the sweep") from error
 
 
-def kept_points(path: Path, key: Mapping[str, Any]) -> list[Point] | None:
-    """The points of an earlier run, if it was the same; a file that is damaged counts as none."""
-    try:
-        content = files.read_json(path)
-        return [_point(values) for values in content["points"]] if content["key"] == key else None
-    except (RunError, KeyError, TypeError):
-        return None
-
-
-def _point(values: Mapping[str, Any]) -> Point:
-    """A point of JSON.
-
-    Raises:
-        TypeError: a value is missing, unknown or none that was measured.
-    """
-    point = Point(**values)
-    for field in fields(Point):
-        value = getattr(point, field.name)
-        kinds = (str,) if field.type is str else (int,) if field.type is int else (int, float)
-        missing = value is None and field.type == float | None
-        if not missing and (type(value) not in kinds or (str not in kinds and not abs(value) < _BEYOND)):
-            raise TypeError(f"{field.name}: found {shown(value)}, expected {field.type}")
-    return point
-
-
 def _searched(
     sweep: Sweep, job: Job, loaded: LoadedModel, pairs: Pairs, reporter: Reporter, tracked: Tracked
 ) -> list[Point]:
     """Search once, into the job's folder; the points that this gives."""
-    start = time.monotonic()
-    found = search(job, loaded, pairs, reporter, tracked.step)
-    seconds = time.monotonic() - start
-    if found.interrupted:
-        raise KeyboardInterrupt
-    found.save(job.out, overwrite=True)
+    folder = RunFolder.claim(job.out, overwrite=True)
+    with folder.locked():
+        found, seconds = _gone_on_with(job, loaded, pairs, reporter, tracked, folder)
+        found.write(folder)
+        folder.forget_checkpoints()
     tracked.conclude(found_by(found))
     sizes = sweep.measured(job.config)
     circuits = [found.circuit if size == job.config.size else cut_at(found, size) for size in sizes]
@@ -205,6 +144,30 @@ def _searched(
     ]
 
 
+def _gone_on_with(
+    job: Job, loaded: LoadedModel, pairs: Pairs, reporter: Reporter, tracked: Tracked, folder: RunFolder
+) -> tuple[Discovery, float]:
+    """The search of a run, from where it was stopped before if it was; and its seconds, those before included."""
+    made: list[Mapping[str, Any]] = []
+
+    def told(entry: Mapping[str, Any]) -> None:
+        made.append(entry)
+        tracked.step(entry)
+
+    start = time.monotonic()
+    try:
+        found = search(job, loaded, pairs, reporter, told, folder.checkpoints)
+    except OtherSearch:
+        folder.forget_checkpoints()
+        found = search(job, loaded, pairs, reporter, told, folder.checkpoints)
+    if found.failure is not None:
+        raise Diverged(found.failure)
+    if found.interrupted:
+        raise KeyboardInterrupt
+    before = found.history[: len(found.history) - len(made)]
+    return found, time.monotonic() - start + (float(before[-1]["seconds"]) if before else 0.0)
+
+
 def cut_at(found: Discovery, size: float) -> Circuit:
     """The circuit of another size that the ranking of a discovery gives."""
     masks = found.ranking.cut(found.ranking.threshold_at(size, found.config.size_by))
@@ -226,54 +189,3 @@ def _behaviour(summary: Summary) -> dict[str, Any]:
     low, high = summary.intervals["kl"] or (None, None)
     means = {name: summary.mean(name) for name in ("kl", "accuracy", "exact_match")}
     return {**means, "kl_low": low, "kl_high": high, "faithfulness": summary.values["faithfulness"]}
-
-
-def medians(points: Iterable[Point]) -> dict[str, list[tuple[float, float]]]:
-    """By method: (size, median KL over seeds), largest size first."""
-    grouped: dict[str, dict[float, list[Point]]] = {}
-    for point in points:
-        grouped.setdefault(point.method, {}).setdefault(point.asked, []).append(point)
-    return {
-        method: [
-            (statistics.median(p.size for p in same), statistics.median(p.kl for p in same))
-            for _, same in sorted(by_size.items(), reverse=True)
-        ]
-        for method, by_size in grouped.items()
-    }
-
-
-def knee(curve: Sequence[tuple[float, float]]) -> float | None:
-    """The size at which a curve of (size, KL) lies farthest below the line between its ends; None where none does.
-
-    Sizes are compared by their logarithms, and both axes by the range that they span.
-    """
-    curve = [(size, kl) for size, kl in curve if size > 0]  # the empty circuit has no logarithm
-    if len(curve) < 3:
-        return None
-    xs, ys = [math.log(size) for size, _ in curve], [kl for _, kl in curve]
-    width, height = xs[0] - xs[-1], ys[-1] - ys[0]
-    if width <= 0 or height <= 0:
-        return None
-    below = [(xs[0] - x) / width - (y - ys[0]) / height for x, y in zip(xs, ys, strict=True)]
-    best = max(range(len(curve)), key=below.__getitem__)
-    return curve[best][0] if below[best] > 1e-9 else None
-
-
-def read_sweep(out: str) -> dict[str, Any]:
-    """The content of `sweep.json`.
-
-    Raises:
-        RunError: it is missing or damaged.
-    """
-    return files.read_json(Path(out) / "sweep.json")
-
-
-def write_tables(out: Path, points: Sequence[Point], title: str) -> None:
-    """Write `sweep.json` (with medians and knees), `sweep.csv` and `sweep.svg`."""
-    rows = [asdict(point) for point in points]
-    curves = medians(points)
-    knees = {method: knee(curve) for method, curve in curves.items()}
-    summary = {method: {"curve": curve, "knee": knees[method]} for method, curve in curves.items()}
-    files.write_json(out / "sweep.json", {"title": title, "points": rows, "methods": summary})
-    points_frame = frames.sweep({"points": rows})
-    figures.save(figures.sweep(points_frame, knees, title), points_frame, out / "sweep.svg")
