@@ -1,16 +1,18 @@
 """Head-level circuits against circuits of every granularity: which is more faithful, and how much of kept heads and MLPs can go.
 
-    python benchmarks/granularity.py --model smollm2 --task ioi --max-kl 0.3 --out benchmarks/results/granularity-smollm2.json
+    python benchmarks/granularity.py measure --model demo --max-kl 0.1 --out benchmarks/results/granularity/demo.json
+    python benchmarks/granularity.py page benchmarks/results/granularity/*.json --out docs/granularity.md
 
-For each seed three searches: `coarse` keeps or ablates whole heads and MLPs (as head-level circuits do) within the KL;
+For each task and seed three searches: `coarse` keeps or ablates whole heads and MLPs (as head-level circuits do) within the KL;
 `equal` searches all granularities at exactly the coarse circuit's number of parameters; `within` searches all granularities
-at the KL that the coarse circuit has on validation pairs. Prints a table of medians over the seeds, writes JSON with the
-machine, the versions and the command.
+at the KL that the coarse circuit has on validation pairs. `measure` writes JSON with the machine, the versions and the command;
+run folders lie under --runs, where it goes on if it was stopped. `page` makes the tables.
 """
 
 import argparse
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,89 +20,145 @@ from surroundings import surroundings
 
 # isort: split
 
-from rich.console import Console
-from rich.table import Table
-
 from circuitsieve.circuits.circuit import Circuit
-from circuitsieve.cli.progress import RichReporter
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data.loaders import TaskOptions
-from circuitsieve.evaluation.card import measure_circuits
-from circuitsieve.models.loading import LoadedModel, load_model
+from circuitsieve.runs.folder import RunFolder
 from circuitsieve.vocabulary import Granularity
-from circuitsieve.workflow.finding import Job, search, usable_pairs
+from circuitsieve.workflow.finding import Job
+from finished import finished, options_of
 
 COARSE = ("head", "mlp_block")
+TASKS = ("ioi", "greater_than", "gender_pronoun")
+ROWS = {
+    "kl": ("KL, nats", ".3g"),
+    "accuracy": ("accuracy", ".3f"),
+    "faithfulness": ("faithfulness", ".2f"),
+    "parameters": ("parameters kept", ".1%"),
+    "size": ("read-site units kept (size)", ".1%"),
+    "heads": ("heads kept", ".0f"),
+    "MLPs": ("MLPs kept", ".0f"),
+    "head dims inside": ("of the dims inside kept heads", ".0%"),
+    "MLP neurons inside": ("of the neurons inside kept MLPs", ".0%"),
+}
+"""Of the tables: what a figure is called, and its format."""
+Row = dict[str, float]
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--task", default="ioi")
-    parser.add_argument("--max-kl", type=float, default=0.3)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, required=True)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("measure", help="make the runs and measure them")
+    run.add_argument("--model", default="smollm2")
+    run.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK[:NAME=VALUE,...]")
+    run.add_argument("--max-kl", type=float, default=0.3)
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    run.add_argument("--runs", type=Path, default=Path("runs/granularity"))
+    run.add_argument("--out", type=Path, required=True)
+    page = commands.add_parser("page", help="write the tables")
+    page.add_argument("results", nargs="+", type=Path)
+    page.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
 
-def three(options: argparse.Namespace, loaded: LoadedModel, seed: int) -> dict[str, dict[str, float]]:
-    """The three circuits of a seed, on its test pairs."""
-    job = Job(options.model, options.task, "", DiscoveryConfig(seed=seed), TaskOptions(seed=seed))
-    with RichReporter() as reporter:
-        pairs = usable_pairs(job, loaded, reporter)
+def measure(options: argparse.Namespace) -> None:
+    """Make the circuits of every task and seed; the results are written after each."""
+    about = {**surroundings(), "model": options.model, "max_kl": options.max_kl}
+    tasks: dict[str, dict[str, dict[str, Row]]] = {}
+    for task in options.tasks:
+        for seed in options.seeds:
+            tasks.setdefault(task, {})[str(seed)] = three(options, task, seed)
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps({**about, "tasks": tasks}, indent=2) + "\n")
 
-        def found(**settings: Any) -> tuple[Circuit, float]:
-            config = job.config.replaced(**settings)
-            discovery = search(Job(job.model, job.task, "", config, job.data), loaded, pairs, reporter)
-            return discovery.circuit, float(discovery.check.signals.kl)
 
-        coarse, kl = found(granularities=COARSE, max_kl=options.max_kl)
-        circuits = {
-            "coarse": coarse,
-            "equal": found(size=coarse.share("parameters"), size_by="parameters")[0],
-            "within": found(max_kl=kl)[0],
-        }
-    summaries = measure_circuits(loaded.model, list(circuits.values()), pairs.test)
-    return {
-        name: {
-            "kl": summary.mean("kl"),
-            "accuracy": summary.mean("accuracy"),
-            "faithfulness": summary.mean("faithfulness"),
-            "parameters": circuit.share("parameters"),
-            "size": circuit.size,
-            **inside(circuit),
-        }
-        for (name, circuit), summary in zip(circuits.items(), summaries, strict=True)
+def three(options: argparse.Namespace, task: str, seed: int) -> dict[str, Row]:
+    """The three circuits of a task and a seed, on its test pairs."""
+    name, data = options_of(task, seed)
+
+    def found(which: str, **settings: Any) -> RunFolder:
+        out = options.runs / f"{Path(options.model).name}-{task.replace(':', '-')}-{seed}-{which}"
+        config = DiscoveryConfig(seed=seed, **settings)
+        return finished(Job(options.model, name, str(out), config, data, resume=True))
+
+    coarse = found("coarse", granularities=COARSE, max_kl=options.max_kl)
+    runs = {
+        "coarse": coarse,
+        "equal": found("equal", size=coarse.read_circuit()[0].share("parameters"), size_by="parameters"),
+        "within": found("within", max_kl=float(coarse.look_up("circuit.json", "found", "kl"))),
     }
+    return {which: row(run) for which, run in runs.items()}
 
 
-def inside(circuit: Circuit) -> dict[str, float]:
-    """The kept shares of the dims inside kept heads and of the neurons inside kept MLPs."""
+def row(run: RunFolder) -> Row:
+    """The figures of a run."""
+    circuit, _ = run.read_circuit()
+    behaviour = {name: run.look_up("card.json", "test", name) for name in ("kl", "accuracy", "faithfulness")}
+    return {**behaviour, "parameters": circuit.share("parameters"), "size": circuit.size, **inside(circuit)}
+
+
+def inside(circuit: Circuit) -> Row:
+    """Kept heads and MLPs, and the kept shares of the dims and neurons inside them."""
     heads, mlps = circuit.masks[Granularity.HEAD], circuit.masks[Granularity.MLP_BLOCK]
     dims, neurons = circuit.masks[Granularity.HEAD_DIM], circuit.masks[Granularity.MLP_NEURON]
     each = dims.shape[1] // heads.shape[1]
     return {
         "heads": float(heads.sum()),
         "MLPs": float(mlps.sum()),
-        "head dims inside kept heads": float(dims.sum() / (heads.sum() * each).clamp_min(1)),
-        "MLP neurons inside kept MLPs": float(neurons.sum() / (mlps.sum() * neurons.shape[1]).clamp_min(1)),
+        "head dims inside": float(dims.sum() / (heads.sum() * each).clamp_min(1)),
+        "MLP neurons inside": float(neurons.sum() / (mlps.sum() * neurons.shape[1]).clamp_min(1)),
     }
 
 
+PAGE = """# Whole heads, or what is in them
+
+The paper's claim, tested: are circuits of whole heads and MLPs, as most published ones are, less faithful than circuits of head
+dims and neurons, and how much of what they keep could go? Three circuits for each task and seed, all of them searched by the
+default method and measured on test pairs: *coarse* keeps or ablates whole heads and MLPs, within a KL on validation pairs;
+*equal* may keep any nodes, as many parameters as coarse; *within* may keep any nodes, within the KL that coarse came to. Medians
+over seeds, the lowest and the highest in brackets.
+
+{tables}
+Written by `{command}`, from the results of
+{commands}.
+"""
+
+
+def page(files: Iterable[Path], command: str) -> str:
+    """The page of some files of results."""
+    results = [json.loads(path.read_text()) for path in files]
+    tables = [
+        f"## {result['model']}, {task}, KL {result['max_kl']:g}\n\n{table(list(seeds.values()))}"
+        for result in results
+        for task, seeds in result["tasks"].items()
+    ]
+    commands = "\n".join(f"- `{result['command']}` (commit {result['commit']})" for result in results)
+    return PAGE.format(tables="\n".join(tables), command=command, commands=commands)
+
+
+def table(seeds: list[dict[str, Row]]) -> str:
+    """One row for every figure, a column for every kind of circuit."""
+    kinds = list(seeds[0])
+    lines = [f"| {len(seeds)} seeds | " + " | ".join(kinds) + " |", "| --- |" + " ---: |" * len(kinds)]
+    for name, (title, form) in ROWS.items():
+        cells = [cell([circuits[kind][name] for circuits in seeds], form) for kind in kinds]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(values: list[float], form: str) -> str:
+    """The median, and the spread where there is one."""
+    middle, low, high = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
 def main() -> None:
-    """Search for every seed, print the medians, write the results."""
+    """Measure, or write the page."""
     options = arguments()
-    loaded, found = load_model(options.model), {}
-    for seed in options.seeds:
-        found[str(seed)] = three(options, loaded, seed)
-        options.out.write_text(json.dumps({**surroundings(), "seeds": found}, indent=2) + "\n")
-    names = list(next(iter(found.values())))
-    table = Table("", *names, title=f"{options.model}, {options.task}, medians of {len(found)} seeds")
-    for row in found[str(options.seeds[0])]["coarse"]:
-        medians = (statistics.median(circuits[name][row] for circuits in found.values()) for name in names)
-        table.add_row(row, *(f"{value:.4g}" for value in medians))
-    Console().print(table)
+    if options.command == "measure":
+        measure(options)
+    else:
+        options.out.write_text(page(options.results, surroundings()["command"]))
 
 
 if __name__ == "__main__":
