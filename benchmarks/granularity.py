@@ -139,7 +139,7 @@ def page(files: Iterable[Path], command: str) -> str:
 def table(seeds: list[dict[str, Row]]) -> str:
     """One row for every figure, a column for every kind of circuit."""
     kinds = list(seeds[0])
-    lines = [f"| {len(seeds)} seeds | " + " | ".join(kinds) + " |", "| --- |" + " ---: |" * len(kinds)]
+    lines = [f"| seeds: {len(seeds)} | " + " | ".join(kinds) + " |", "| --- |" + " ---: |" * len(kinds)]
     for name, (title, form) in ROWS.items():
         cells = [cell([circuits[kind][name] for circuits in seeds], form) for kind in kinds]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
