@@ -81,8 +81,8 @@ PAGE = """# Budgets: what was asked for, and what came out
 
 Every method with every budget, with the same defaults, one seed. The *load* is the share of the budget that the circuit uses up
 on validation pairs: 1 at its limit, beyond 1 it is missed. Of a KL, a load between 0.95 and 1 is within 5 % of what was asked
-for; one well below stands where the next smaller circuit would miss the budget, or where the accuracy guard decides (at most {drop}
-of accuracy may be lost). Of a size, the share that was kept is shown, of the units or of the parameters.
+for; one well below stands where the next smaller circuit would miss the budget. The load is that of accuracy where that is the
+nearer limit: at most {drop} of it may be lost. Of a size, the share that was kept is shown, of the units or of the parameters.
 
 {tables}
 Written by `{command}`, from the results of
