@@ -33,7 +33,8 @@ from circuitsieve.data.pairs import Pair
 from circuitsieve.data.tokenising import Example, Pairs
 from circuitsieve.models.instrument import answer_logits
 from circuitsieve.models.subject import Subject, frozen
-from circuitsieve.search.phases import FocusPhase, first_phase, next_phase
+from circuitsieve.search.focus import FocusPhase
+from circuitsieve.search.phases import first_phase, next_phase
 from circuitsieve.search.problem import Problem
 from circuitsieve.search.training import Training
 from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, OUT_DIMS, Ablation, Granularity

@@ -12,18 +12,11 @@ from circuitsieve.circuits.masks import counts, equal
 from circuitsieve.models.subject import Subject
 from circuitsieve.search.averages import Averages
 from circuitsieve.search.control import Signals
+from circuitsieve.search.focus import NEAR, NO_MASK, FocusPhase
 from circuitsieve.search.phase import falling
-from circuitsieve.search.phases import (
-    NEAR,
-    NO_MASK,
-    NOISE_FALLS,
-    RANKED_REACH,
-    FocusPhase,
-    HardConcretePhase,
-    first_phase,
-    next_phase,
-)
+from circuitsieve.search.phases import first_phase, next_phase
 from circuitsieve.search.problem import Problem
+from circuitsieve.search.pruning import NOISE_FALLS, RANKED_REACH, PruningPhase
 from circuitsieve.search.ranking import RankingPhase
 from circuitsieve.search.shrinking import EVERY
 from circuitsieve.vocabulary import OUT_DIMS, UNIT_GRANULARITIES, Granularity
@@ -35,7 +28,7 @@ def test_schedules(planted: GPT2LMHeadModel) -> None:
     assert [falling("cosine", 1.0, 0.1, step, 101) for step in (0, 50, 100)] == pytest.approx([1, 0.55, 0.1])
     assert falling("constant", 1.0, 0.1, 100, 101) == 1.0
     config = CONFIG.replaced(steps=101, ranking_share=0.0)
-    phase = HardConcretePhase(Problem.of(Subject.of(planted), PAIRS, config), None)
+    phase = PruningPhase(Problem.of(Subject.of(planted), PAIRS, config), None)
     full_noise_for, fallen_by = (round(100 * share) for share in NOISE_FALLS)
     half_way = (full_noise_for + fallen_by) // 2
     scales = [phase.noise_scale(step) for step in (0, full_noise_for, half_way, fallen_by, 100)]
@@ -87,7 +80,7 @@ def test_phases_share_the_steps_and_begin_where_the_ranking_ended(planted: GPT2L
             if granularity not in OUT_DIMS:  # half of them closed would leave no size that keeps the budget
                 score.normal_(0, 3, generator=torch.Generator().manual_seed(0))
     second = next_phase(ranked, lambda: problem)
-    assert isinstance(second, HardConcretePhase if method == "hard_concrete" else FocusPhase)
+    assert isinstance(second, PruningPhase if method == "hard_concrete" else FocusPhase)
     assert (ranked.steps, second.steps) == (15, 35)
     first, ranking = Circuit(problem.space, second.ranking().cut(0.0)), ranked.ranking()
     again = Circuit(problem.space, ranking.cut(ranking.threshold_at(first.size)))
@@ -119,7 +112,7 @@ def test_without_a_ranking_gates_start_as_the_paper_does(planted: GPT2LMHeadMode
     for config in (CONFIG.replaced(ranking_share=0.0), CONFIG.replaced(pressure=1.0)):
         problem = Problem.of(Subject.of(planted), PAIRS, config)
         only = first_phase(problem)
-        assert isinstance(only, HardConcretePhase)
+        assert isinstance(only, PruningPhase)
         assert only.steps == config.steps
         low, high = config.init
         assert all(low <= s.min() <= s.max() <= high for s in only.gates.ranking().values())
@@ -132,7 +125,7 @@ def test_what_gates_have_decided_keeps_the_order_of_the_ranking(planted: GPT2LMH
     leaves = {
         g: torch.randn(space.shape(g), generator=generator) for g in (Granularity.HEAD_DIM, Granularity.MLP_NEURON)
     }
-    phase = HardConcretePhase(problem, leaves)
+    phase = PruningPhase(problem, leaves)
     with torch.no_grad():
         for granularity, log_alpha in phase.gates.scores().items():
             log_alpha += torch.randn(log_alpha.shape, generator=generator)
@@ -188,7 +181,7 @@ def test_what_is_closed_for_good_stays_closed_and_grows(planted: GPT2LMHeadModel
         g: torch.linspace(-8, 8, problem.space.shape(g)[1]).repeat(2, 1)
         for g in (Granularity.HEAD_DIM, Granularity.MLP_NEURON)
     }
-    phase = HardConcretePhase(problem, leaves)
+    phase = PruningPhase(problem, leaves)
     for leaf, scores in leaves.items():
         assert torch.equal(phase.shrinking.left[leaf], scores > -RANKED_REACH)
     assert phase.lean is not None
@@ -203,5 +196,5 @@ def test_what_is_closed_for_good_stays_closed_and_grows(planted: GPT2LMHeadModel
     )
     assert not phase.shrinking.left[Granularity.MLP_NEURON][1, -1]
     assert not phase.shrinking.left[Granularity.HEAD_DIM][0, 3 * HEAD_DIM :].any()
-    without = HardConcretePhase(Problem.of(Subject.of(planted), PAIRS, CONFIG), leaves)
+    without = PruningPhase(Problem.of(Subject.of(planted), PAIRS, CONFIG), leaves)
     assert without.lean is None

@@ -17,6 +17,9 @@ from circuitsieve.search.states import State, part, under
 
 Facts = dict[str, Tensor]
 """What a phase tells about a step, for the history."""
+RANKED_GAP = math.log(1.1)
+"""The log of the load on validation pairs over that in training, at least: it grows while gates learn, and what was closed too
+much comes back too late."""
 
 
 class Phase(ABC):
@@ -126,6 +129,11 @@ class SteeredPhase(Phase):
             return None
         spent = entry["drawn_size"] if self.config.size is None else entry["kl"]
         return Reading(math.log(max(spent, 1e-9)), load=entry["load"])
+
+
+def expected_gap(problem: Problem) -> float:
+    """The least log gap between validation pairs and training that a phase after a ranking reckons with."""
+    return BudgetController.smallest_gap if problem.config.size is not None else RANKED_GAP
 
 
 def falling(schedule: str, first: float, last: float, step: int, steps: int) -> float:

@@ -22,8 +22,9 @@ from circuitsieve.models.placement import offloaded_bytes, whereabouts
 from circuitsieve.models.subject import Subject, frozen, quick_attention
 from circuitsieve.search.attribution import points
 from circuitsieve.search.checks import Checks
+from circuitsieve.search.focus import FocusPhase
 from circuitsieve.search.itinerary import looked_at, order
-from circuitsieve.search.phases import FocusPhase, first_phase, next_phase
+from circuitsieve.search.phases import first_phase, next_phase
 from circuitsieve.search.problem import Problem
 from circuitsieve.search.selection import TYPICAL_SIZE, glimpsed
 from circuitsieve.search.training import Training
