@@ -225,7 +225,7 @@ def installed(tmp_path, monkeypatch):
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: other-package\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text(
-        "[circuitsieve.data.tasks]\ntheirs = other_package:TASK\nno_task = other_package:NOTHING\ngone = no_such_module:TASK\n"
+        "[circuitsieve.tasks]\ntheirs = other_package:TASK\nno_task = other_package:NOTHING\ngone = no_such_module:TASK\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
 

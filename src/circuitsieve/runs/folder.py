@@ -23,15 +23,15 @@ from typing import Any
 
 import torch
 
-from circuitsieve.disk import files
 from circuitsieve.circuits.circuit import Circuit, Ranking
+from circuitsieve.circuits.graph import EdgeCircuit, Graph, Receiver
+from circuitsieve.circuits.nodes import Activations, NodeSpace
+from circuitsieve.circuits.shapes import space_of
+from circuitsieve.data.pairs import Pair
+from circuitsieve.disk import files
+from circuitsieve.disk.jsontext import text_of
 from circuitsieve.errors import ConfigError, RunError
 from circuitsieve.runs.ownership import Folder
-from circuitsieve.circuits.graph import EdgeCircuit, Graph, Receiver
-from circuitsieve.disk.jsontext import text_of
-from circuitsieve.circuits.nodes import Activations, NodeSpace
-from circuitsieve.data.pairs import Pair
-from circuitsieve.circuits.shapes import space_of
 from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
 
 _COARSE = (Granularity.EMBED, Granularity.LAYER, Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK, Granularity.HEAD)

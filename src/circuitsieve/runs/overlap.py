@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from circuitsieve.circuits.circuit import Circuit
-from circuitsieve.errors import RunError
 from circuitsieve.circuits.likeness import jaccards
+from circuitsieve.errors import RunError
 from circuitsieve.runs.folder import RunFolder
 from circuitsieve.vocabulary import Granularity
 

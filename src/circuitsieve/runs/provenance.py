@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data.tokenising import Pairs
 from circuitsieve.data.pairs import SPLITS
+from circuitsieve.data.tokenising import Pairs
 from circuitsieve.models.placement import is_dispatched, named_weights
 from circuitsieve.runs.folder import PairRecord
 
