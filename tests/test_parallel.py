@@ -15,6 +15,7 @@ import torch
 
 import shared_searches
 from circuitsieve import DiscoveryConfig, discover
+from circuitsieve.cli import app
 from circuitsieve.data.batching import batches
 from circuitsieve.errors import ConfigError, ModelError
 from circuitsieve.parallel import Processes, of_torchrun
@@ -35,6 +36,17 @@ def start(count: int, *words: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*launch, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
+
+
+def torchrun(monkeypatch: pytest.MonkeyPatch, processes: int, rank: int = 0) -> None:
+    """Makes this process believe that it is one of several."""
+    for name, value in {
+        "WORLD_SIZE": processes,
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "TORCHELASTIC_RUN_ID": "mine",
+    }.items():
+        monkeypatch.setenv(name, str(value))
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -111,7 +123,9 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
 
 
 @pytest.mark.slow
-def test_a_shared_run_that_is_killed_goes_on_to_the_same_bytes(words: list[object], tmp_path: Path) -> None:
+def test_a_shared_run_that_is_killed_goes_on_to_the_same_bytes(
+    words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, out, said = finish(start(2, *words, "--out", tmp_path / "whole", "--json"))
     assert status == 0, said
     assert json.loads(out).items() <= json.loads((tmp_path / "whole" / "card.json").read_text()).items()
@@ -130,8 +144,12 @@ def test_a_shared_run_that_is_killed_goes_on_to_the_same_bytes(words: list[objec
     status, _, said = finish(start(2, *words, "--out", killed, "--resume"))
     assert status == 0, said
     assert (killed / "masks.safetensors").read_bytes() == (tmp_path / "whole" / "masks.safetensors").read_bytes()
-    status, out, said = finish(start(2, *words, "--out", killed, "--resume"))
-    assert (status, said.count("the search had ended before")) == (0, 1), said
+    torchrun(monkeypatch, processes=2)
+    for rank, times in ((0, 1), (1, 0)):
+        monkeypatch.setenv("RANK", str(rank))
+        with pytest.raises(SystemExit) as ended:
+            app.main([*map(str, words[2:]), "--out", str(killed), "--resume"])
+        assert (ended.value.code, capsys.readouterr().err.count("the search had ended before")) == (0, times)
 
 
 @pytest.mark.slow
@@ -160,9 +178,7 @@ def test_what_is_wrong_is_said_once(words: list[object], tmp_path: Path, more: t
 def test_other_commands_are_for_one_process(
     command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+    torchrun(monkeypatch, processes=2)
     found = complaint(capsys, *command)
     assert found.startswith(f"torchrun: found 2 processes for {command[0]}, expected one")
 
@@ -178,8 +194,7 @@ def test_other_commands_are_for_one_process(
 def test_each_process_takes_an_accelerator_of_its_own(
     monkeypatch: pytest.MonkeyPatch, device: str, available: int, message: str
 ) -> None:
-    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "mine"}.items():
-        monkeypatch.setenv(name, value)
+    torchrun(monkeypatch, processes=2, rank=1)
     monkeypatch.setattr("torch.cuda.device_count", lambda: available)
     with pytest.raises(ModelError, match=message), of_torchrun(device):
         pass
