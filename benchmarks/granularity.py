@@ -3,10 +3,11 @@
     python benchmarks/granularity.py measure --model demo --max-kl 0.1 --out benchmarks/results/granularity/demo.json
     python benchmarks/granularity.py page benchmarks/results/granularity/*.json --out docs/granularity.md
 
-For each task and seed three searches: `coarse` keeps or ablates whole heads and MLPs (as head-level circuits do) within the KL;
-`equal` searches all granularities at exactly the coarse circuit's number of parameters; `within` searches all granularities
-at the KL that the coarse circuit has on validation pairs. `measure` writes JSON with the machine, the versions and the command;
-run folders lie under --runs, where it goes on if it was stopped. `page` makes the tables.
+For each task and seed four searches: `coarse` keeps or ablates whole heads and MLPs (as head-level circuits do) within the KL;
+`coarse_equal` and `fine_equal` search for the lowest KL at that circuit's number of parameters, among whole heads and MLPs and
+among nodes of all granularities; `fine_within` searches all granularities within the KL that the coarse circuit has on
+validation pairs. `measure` writes JSON with the machine, the versions and the command; run folders lie under --runs, where it
+goes on if it was stopped. `page` makes the tables.
 """
 
 import argparse
@@ -67,13 +68,13 @@ def measure(options: argparse.Namespace) -> None:
     tasks: dict[str, dict[str, dict[str, Row]]] = {}
     for task in options.tasks:
         for seed in options.seeds:
-            tasks.setdefault(task, {})[str(seed)] = three(options, task, seed)
+            tasks.setdefault(task, {})[str(seed)] = four(options, task, seed)
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps({**about, "tasks": tasks}, indent=2) + "\n")
 
 
-def three(options: argparse.Namespace, task: str, seed: int) -> dict[str, Row]:
-    """The three circuits of a task and a seed, on its test pairs."""
+def four(options: argparse.Namespace, task: str, seed: int) -> dict[str, Row]:
+    """The four circuits of a task and a seed, on its test pairs."""
     name, data = options_of(task, seed)
 
     def found(which: str, **settings: Any) -> RunFolder:
@@ -82,10 +83,12 @@ def three(options: argparse.Namespace, task: str, seed: int) -> dict[str, Row]:
         return finished(Job(options.model, name, str(out), config, data, resume=True))
 
     coarse = found("coarse", granularities=COARSE, max_kl=options.max_kl)
+    equal = {"size": coarse.read_circuit()[0].share("parameters"), "size_by": "parameters"}
     runs = {
         "coarse": coarse,
-        "equal": found("equal", size=coarse.read_circuit()[0].share("parameters"), size_by="parameters"),
-        "within": found("within", max_kl=float(coarse.look_up("circuit.json", "found", "kl"))),
+        "coarse_equal": found("coarse_equal", granularities=COARSE, **equal),
+        "fine_equal": found("fine_equal", **equal),
+        "fine_within": found("fine_within", max_kl=float(coarse.look_up("circuit.json", "found", "kl"))),
     }
     return {which: row(run) for which, run in runs.items()}
 
@@ -113,10 +116,11 @@ def inside(circuit: Circuit) -> Row:
 PAGE = """# Whole heads, or what is in them
 
 The paper's claim, tested: are circuits of whole heads and MLPs, as most published ones are, less faithful than circuits of head
-dims and neurons, and how much of what they keep could go? Three circuits for each task and seed, all of them searched by the
-default method and measured on test pairs: *coarse* keeps or ablates whole heads and MLPs, within a KL on validation pairs;
-*equal* may keep any nodes, as many parameters as coarse; *within* may keep any nodes, within the KL that coarse came to. Medians
-over seeds, the lowest and the highest in brackets.
+dims and neurons, and how much of what they keep could go? Four circuits for each task and seed, all of them searched by the
+default method and measured on test pairs: *coarse* keeps or ablates whole heads and MLPs, as few units as it can within a KL on
+validation pairs; *coarse, equal* and *fine, equal* have the lowest KL that was found with as many parameters as that one, the
+former of whole heads and MLPs, the latter of any nodes; *fine, within* keeps as few units as it can, of any nodes, within the KL
+that coarse came to. Medians over seeds, the lowest and the highest in brackets.
 
 {tables}
 Written by `{command}`, from the results of
@@ -139,7 +143,10 @@ def page(files: Iterable[Path], command: str) -> str:
 def table(seeds: list[dict[str, Row]]) -> str:
     """One row for every figure, a column for every kind of circuit."""
     kinds = list(seeds[0])
-    lines = [f"| seeds: {len(seeds)} | " + " | ".join(kinds) + " |", "| --- |" + " ---: |" * len(kinds)]
+    lines = [
+        f"| seeds: {len(seeds)} | " + " | ".join(kind.replace("_", ", ") for kind in kinds) + " |",
+        "| --- |" + " ---: |" * len(kinds),
+    ]
     for name, (title, form) in ROWS.items():
         cells = [cell([circuits[kind][name] for circuits in seeds], form) for kind in kinds]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
