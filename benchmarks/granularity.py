@@ -118,9 +118,10 @@ PAGE = """# Whole heads, or what is in them
 The paper's claim, tested: are circuits of whole heads and MLPs, as most published ones are, less faithful than circuits of head
 dims and neurons, and how much of what they keep could go? Four circuits for each task and seed, all of them searched by the
 default method and measured on test pairs: *coarse* keeps or ablates whole heads and MLPs, as few units as it can within a KL on
-validation pairs; *coarse, equal* and *fine, equal* have the lowest KL that was found with as many parameters as that one, the
-former of whole heads and MLPs, the latter of any nodes; *fine, within* keeps as few units as it can, of any nodes, within the KL
-that coarse came to. Medians over seeds, the lowest and the highest in brackets.
+validation pairs; *coarse, equal* and *fine, equal* have the lowest KL that was found with at most as many parameters as that
+one, the former of whole heads and MLPs, the latter of any nodes; *fine, within* keeps as few units as it can, of any nodes,
+within the KL that coarse came to. Whole nodes are lumps, so *coarse, equal* may leave some parameters over, and be no better
+than coarse. Medians over seeds, the lowest and the highest in brackets.
 
 {tables}
 Written by `{command}`, from the results of
