@@ -18,6 +18,7 @@ from surroundings import surroundings
 # isort: split
 
 from circuitsieve.config import DiscoveryConfig
+from circuitsieve.data.loaders import TaskOptions
 from circuitsieve.vocabulary import Method
 from circuitsieve.workflow.finding import Job
 from finished import finished, options_of
@@ -79,10 +80,11 @@ def one_run(options: argparse.Namespace, task: str, method: str, budget: str) ->
 
 PAGE = """# Budgets: what was asked for, and what came out
 
-Every method with every budget, with the same defaults, one seed. The *load* is the share of the budget that the circuit uses up
+Methods with every budget, with the same defaults, one seed. The *load* is the share of the budget that the circuit uses up
 on validation pairs: 1 at its limit, beyond 1 it is missed. Of a KL, a load between 0.95 and 1 is within 5 % of what was asked
 for; one well below stands where the next smaller circuit would miss the budget. The load is that of accuracy where that is the
-nearer limit: at most {drop} of it may be lost. Of a size, the share that was kept is shown, of the units or of the parameters.
+nearer limit: at most {drop} of it may be lost, so {lost} of {pairs} pairs, a load of {load:.3f}. Of a size, the share that was kept
+is shown, of the units or of the parameters.
 
 {tables}
 Written by `{command}`, from the results of
@@ -99,8 +101,16 @@ def page(files: Iterable[Path], command: str) -> str:
         for task in dict.fromkeys(row["task"] for row in result["rows"])
     ]
     commands = "\n".join(f"- `{result['command']}` (commit {result['commit']})" for result in results)
+    drop, pairs = DiscoveryConfig().max_accuracy_drop, TaskOptions().validation
+    lost = int(drop * pairs)
     return PAGE.format(
-        drop=DiscoveryConfig().max_accuracy_drop, tables="\n".join(tables), command=command, commands=commands
+        drop=drop,
+        lost=lost,
+        pairs=pairs,
+        load=lost / pairs / drop,
+        tables="\n".join(tables),
+        command=command,
+        commands=commands,
     )
 
 
