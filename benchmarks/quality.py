@@ -111,7 +111,7 @@ Written by `{command}`, from the results of
 """
 
 
-def page(files: Iterable[Path], command: str, remark: str) -> str:
+def page(files: Iterable[Path], command: str, remark: str = "") -> str:
     """The page of some files of results."""
     results = [json.loads(path.read_text()) for path in files]
     measured: dict[tuple[str, str], tuple[Points, dict[str, Any]]] = {}

@@ -70,9 +70,9 @@ def test_the_model_answers_in_chat_form(smollm2: LoadedModel, turn: str, spaced:
 @pytest.mark.timeout(1200)
 def test_a_short_discovery_beats_random_circuits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    words = "discover --model smollm2 --task ioi --max-kl 0.5 --steps 40 --batch-size 8 --train-pairs 48 --validation-pairs 16"
+    words = "discover --model smollm2 --task ioi --max-kl 0.5 --steps 40 --batch-size 8 --train-pairs 40 --validation-pairs 16"
     with pytest.raises(SystemExit) as stopped:
-        app.main([*words.split(), "--test-pairs", "16", "--out", str(out), "--json"])
+        app.main([*words.split(), "--test-pairs", "8", "--out", str(out), "--json"])
     assert stopped.value.code == 0
     card = json.loads(capsys.readouterr().out)
     assert card["size"] < 0.9
