@@ -25,7 +25,7 @@ def finished(job: Job) -> RunFolder:
     return RunFolder.open(job.out)
 
 
-def options_of(task: str, seed: int) -> tuple[str, TaskOptions]:
+def options_of(task: str, seed: int = 0) -> tuple[str, TaskOptions]:
     """The name and the options of a task that is asked for as NAME or NAME:OPTION=VALUE,..."""
     name, _, words = task.partition(":")
     return name, TaskOptions(seed=seed, options=dict(word.split("=", 1) for word in words.split(",") if word))

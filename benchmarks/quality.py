@@ -22,11 +22,11 @@ from surroundings import surroundings
 
 from circuitsieve.cli.progress import RichReporter
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data.loaders import TaskOptions
 from circuitsieve.runs.folder import RunFolder
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Method
 from circuitsieve.workflow.finding import Job
 from circuitsieve.workflow.sweep import Sweep, run_sweep
+from finished import options_of
 
 METHODS = tuple(map(str, Method))
 SIZES = (0.16, 0.08, 0.04, 0.02)
@@ -75,9 +75,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     begun, tasks = surroundings(), {}
     for task in options.tasks:
         folder = options.runs / f"{Path(options.model).name}-{task.replace(':', '-')}"
-        name, _, words = task.partition(":")
-        chosen = dict(word.split("=", 1) for word in words.split(",") if word)
-        job = Job(options.model, name, str(folder), DiscoveryConfig(), TaskOptions(options=chosen))
+        name, data = options_of(task)
+        job = Job(options.model, name, str(folder), DiscoveryConfig(), data)
         sweep = Sweep(job, tuple(options.methods), tuple(options.sizes), tuple(options.seeds))
         with RichReporter() as reporter:
             points = run_sweep(sweep, reporter)
