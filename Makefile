@@ -21,10 +21,12 @@ test: $(VENV)/dev $(VENV)/smollm2
 	$(MAKE) --jobs 2 lint tests
 
 # Small models: a process for each core is quicker than several threads in one. tests/conftest.py says in which order, and which
-# tests check types.
+# tests run again with checks of types and shapes at every call.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
 tests: $(VENV)/dev $(VENV)/smollm2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m '' --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 20 \
-		--jaxtyping-packages=circuitsieve,beartype.beartype
+	$(PYTEST) -m '' --durations 20
+	$(PYTEST) --jaxtyping-packages=circuitsieve,beartype.beartype
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

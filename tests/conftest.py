@@ -1,10 +1,9 @@
-"""Fixtures that several test files use, the order of the files, and which tests check types."""
+"""Fixtures that several test files use, the order of the files, and which tests run again with checks of types."""
 
 from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
 
-import jaxtyping
 import pytest
 import torch
 from transformers import GPT2LMHeadModel
@@ -16,36 +15,31 @@ from planted import make_planted, search
 from tiny_cli import complaint, make_home
 
 Complaint = Callable[..., str]
-CHECKED = pytest.StashKey[bool]()
 
 
 DEAR = ("smollm2", "slow")
 """Markers of tests that take long, the dearest first."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts files with dear tests first, so that processes that share the files end together, and says which tests check types.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts files with dear tests first, so that processes that share the files end together.
 
-    Types and shapes are checked at every call where `--jaxtyping-packages` asks for it. Dear tests do not: it would double
-    their time. Of the others a third does, drawn by their names, so that families of models take turns.
+    With `--jaxtyping-packages`, which checks types and shapes at every call and doubles the time of a test, only a sixth of
+    the tests run that are not dear, drawn by their names, so that families of models take turns.
     """
     places: dict[Path, int] = {}
     for item in items:
         places[item.path] = min(_place(item), places.get(item.path, len(DEAR)))
     items.sort(key=lambda item: places[item.path])
-    for item in items:
-        item.stash[CHECKED] = crc32(item.nodeid.encode()) % 3 == 0 and _place(item) == len(DEAR)
+    if config.getoption("--jaxtyping-packages"):
+        drawn = [item for item in items if crc32(item.nodeid.encode()) % 6 == 0 and _place(item) == len(DEAR)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in drawn])
+        items[:] = drawn
 
 
 def _place(item: pytest.Item) -> int:
     """Of its dearest marker among the dear ones; beyond them where it has none."""
     return next((place for place, name in enumerate(DEAR) if item.get_closest_marker(name)), len(DEAR))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Turns the checks on or off before the test's fixtures are made."""
-    jaxtyping.config.update("jaxtyping_disable", not item.stash[CHECKED])
 
 
 @pytest.fixture(params=FAMILIES)
