@@ -22,6 +22,7 @@ from circuitsieve.data.loaders import TaskOptions
 from circuitsieve.vocabulary import Method
 from circuitsieve.workflow.finding import Job
 from finished import finished, options_of
+from pages import read_results, sources
 
 BUDGETS: dict[str, dict[str, Any]] = {
     "max_kl 0.1": {"max_kl": 0.1},
@@ -75,7 +76,13 @@ def one_run(options: argparse.Namespace, task: str, method: str, budget: str) ->
     circuit, _ = run.read_circuit()
     found = {key: run.look_up("circuit.json", "found", key) for key in ("load", "kl", "faithfulness", "accuracy_drop")}
     asked = circuit.share(config.size_by)
-    return {**found, "met": found["load"] <= 1, "size": circuit.size, "asked by": config.size_by, "share": asked}
+    return {
+        **found,
+        "met": run.look_up("card.json", "budget_met"),
+        "size": circuit.size,
+        "asked by": config.size_by,
+        "share": asked,
+    }
 
 
 PAGE = """# Budgets: what was asked for, and what came out
@@ -94,13 +101,12 @@ Written by `{command}`, from the results of
 
 def page(files: Iterable[Path], command: str) -> str:
     """The page of some files of results."""
-    results = [json.loads(path.read_text()) for path in files]
+    results = read_results(files)
     tables = [
         f"## {result['model']}, {task}\n\n{table([row for row in result['rows'] if row['task'] == task])}"
         for result in results
         for task in dict.fromkeys(row["task"] for row in result["rows"])
     ]
-    commands = "\n".join(f"- `{result['command']}` (commit {result['commit']})" for result in results)
     drop, pairs = DiscoveryConfig().max_accuracy_drop, TaskOptions().validation
     lost = int(drop * pairs)
     return PAGE.format(
@@ -110,7 +116,7 @@ def page(files: Iterable[Path], command: str) -> str:
         load=lost / pairs / drop,
         tables="\n".join(tables),
         command=command,
-        commands=commands,
+        commands=sources(results),
     )
 
 

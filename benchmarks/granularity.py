@@ -12,7 +12,6 @@ goes on if it was stopped. `page` makes the tables.
 
 import argparse
 import json
-import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from circuitsieve.runs.folder import RunFolder
 from circuitsieve.vocabulary import Granularity
 from circuitsieve.workflow.finding import Job
 from finished import finished, options_of
+from pages import read_results, sources, spread
 
 COARSE = ("head", "mlp_block")
 TASKS = ("ioi", "greater_than", "gender_pronoun")
@@ -131,14 +131,13 @@ Written by `{command}`, from the results of
 
 def page(files: Iterable[Path], command: str) -> str:
     """The page of some files of results."""
-    results = [json.loads(path.read_text()) for path in files]
+    results = read_results(files)
     tables = [
         f"## {result['model']}, {task}, KL {result['max_kl']:g}\n\n{table(list(seeds.values()))}"
         for result in results
         for task, seeds in result["tasks"].items()
     ]
-    commands = "\n".join(f"- `{result['command']}` (commit {result['commit']})" for result in results)
-    return PAGE.format(tables="\n".join(tables), command=command, commands=commands)
+    return PAGE.format(tables="\n".join(tables), command=command, commands=sources(results))
 
 
 def table(seeds: list[dict[str, Row]]) -> str:
@@ -149,15 +148,9 @@ def table(seeds: list[dict[str, Row]]) -> str:
         "| --- |" + " ---: |" * len(kinds),
     ]
     for name, (title, form) in ROWS.items():
-        cells = [cell([circuits[kind][name] for circuits in seeds], form) for kind in kinds]
+        cells = [spread([circuits[kind][name] for circuits in seeds], form) for kind in kinds]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def cell(values: list[float], form: str) -> str:
-    """The median, and the spread where there is one."""
-    middle, low, high = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
-    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def main() -> None:

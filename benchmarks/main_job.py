@@ -27,6 +27,7 @@ from circuitsieve.config import MEASURES, DiscoveryConfig
 from circuitsieve.data.loaders import TaskOptions
 from circuitsieve.vocabulary import Method
 from circuitsieve.workflow.finding import Job, run
+from pages import spread
 
 ROWS = {
     "size": "size",
@@ -147,17 +148,14 @@ Written by `{command}`.
 def markdown(options: argparse.Namespace, found: dict[str, dict[str, Results]], command: str) -> str:
     """A page of documentation: one table, a column a task."""
 
-    def spread(task: str, row: str, form: str) -> str:
+    def cell(task: str, row: str, form: str) -> str:
         values = [result[row] for result in found[task].values() if result[row] is not None]
-        if not values:
-            return ""
-        middle, low, high = (format(value, form) for value in (statistics.median(values), min(values), max(values)))
-        return middle if low == high else f"{middle} ({low} to {high})"
+        return spread(values, form) if values else ""
 
     def met(task: str) -> str:
         return f"{sum(result['budget met'] for result in found[task].values()):.0f} of {len(found[task])}"
 
-    rows = {name: [spread(task, row, form) for task in found] for name, (row, form) in SHOWN.items()}
+    rows = {name: [cell(task, row, form) for task in found] for name, (row, form) in SHOWN.items()}
     rows["budget met on validation pairs"] = [met(task) for task in found]
     table = ["| | " + " | ".join(found) + " |", "| --- |" + " ---: |" * len(found)]
     table += [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()]

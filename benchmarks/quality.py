@@ -27,6 +27,7 @@ from circuitsieve.vocabulary import UNIT_GRANULARITIES, Method
 from circuitsieve.workflow.finding import Job
 from circuitsieve.workflow.sweep import Sweep, run_sweep
 from finished import options_of
+from pages import read_results, sources, spread
 
 METHODS = tuple(map(str, Method))
 SIZES = (0.16, 0.08, 0.04, 0.02)
@@ -112,7 +113,7 @@ Written by `{command}`, from the results of
 
 def page(files: Iterable[Path], command: str, remark: str = "") -> str:
     """The page of some files of results."""
-    results = [json.loads(path.read_text()) for path in files]
+    results = read_results(files)
     measured: dict[tuple[str, str], tuple[Points, dict[str, Any]]] = {}
     for result in results:
         for task, found in result["tasks"].items():
@@ -124,8 +125,7 @@ def page(files: Iterable[Path], command: str, remark: str = "") -> str:
         full = statistics.median(point["full_accuracy"] for point in points)
         heading = f"## {model}, {task}\n\nAccuracy of the full model: {full:.3f}.\n\n"
         tables.append(f"{heading}{table(points)}\n{where(layers)}")
-    commands = "\n".join(f"- `{result['command']}` (commit {result['commit']})" for result in results)
-    return PAGE.format(tables="\n".join(tables), command=command, commands=commands, remark=remark)
+    return PAGE.format(tables="\n".join(tables), command=command, commands=sources(results), remark=remark)
 
 
 def table(points: Points) -> str:
@@ -189,8 +189,7 @@ def cell(same: Points, name: str, form: str) -> str:
     values = [point[name] for point in same if point[name] is not None]
     if not values:
         return ""
-    middle = format(statistics.median(values), form)
-    return f"{middle} ({min(values):{form}} to {max(values):{form}})" if name in SPREAD and len(values) > 1 else middle
+    return spread(values, form) if name in SPREAD else format(statistics.median(values), form)
 
 
 def main() -> None:

@@ -32,9 +32,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         places[item.path] = min(_place(item), places.get(item.path, len(DEAR)))
     items.sort(key=lambda item: places[item.path])
     if config.getoption("--jaxtyping-packages"):
-        drawn = [item for item in items if crc32(item.nodeid.encode()) % 6 == 0 and _place(item) == len(DEAR)]
-        config.hook.pytest_deselected(items=[item for item in items if item not in drawn])
-        items[:] = drawn
+        drawn: dict[bool, list[pytest.Item]] = {True: [], False: []}
+        for item in items:
+            drawn[crc32(item.nodeid.encode()) % 6 == 0 and _place(item) == len(DEAR)].append(item)
+        config.hook.pytest_deselected(items=drawn[False])
+        items[:] = drawn[True]
 
 
 def _place(item: pytest.Item) -> int:
