@@ -137,21 +137,26 @@ def test_a_full_disk_is_no_room(subject: Subject, monkeypatch: pytest.MonkeyPatc
     assert references.store.file_bytes == 0
 
 
-def test_mapped_tensors_are_copies_of_every_shape_and_dtype() -> None:
+@pytest.mark.parametrize(("memory", "file"), [(1, 0), (0, 1)], ids=["in memory", "in a file"])
+def test_kept_tensors_are_copies_of_every_shape_and_dtype_in_one_piece(memory: int, file: int) -> None:
     tensors = {
         "floats": torch.randn(3, 5, 7),
         "narrow": torch.randn(2, 3).bfloat16(),
         "a view": torch.arange(12).view(3, 4).t(),
         "bytes": torch.tensor([1, 2, 3], dtype=torch.uint8),
     }
-    kept = Store(0, LARGE).keep(tensors)
+    kept = Store(memory * LARGE, file * LARGE).keep(tensors)
     assert kept is not None
-    assert (kept.memory_bytes, kept.file_bytes) == (0, sum(tensor.nbytes for tensor in tensors.values()))
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    assert (kept.memory_bytes, kept.file_bytes) == (memory * size, file * size)
     before = {name: tensor.clone() for name, tensor in tensors.items()}
     for tensor in tensors.values():
         tensor.zero_()
     assert all(torch.equal(kept.tensors[name], before[name]) for name in tensors)
     assert all(kept.tensors[name].dtype == before[name].dtype for name in tensors)
+    begins = [tensor.data_ptr() for tensor in kept.tensors.values()]
+    ends = [begin + tensor.nbytes for begin, tensor in zip(begins, kept.tensors.values(), strict=True)]
+    assert all(stores.ALIGNMENT > begin - end >= 0 for begin, end in zip(begins[1:], ends[:-1], strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

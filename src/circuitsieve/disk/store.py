@@ -12,7 +12,7 @@ from torch import Tensor
 K = TypeVar("K", bound=Hashable)
 
 ALIGNMENT = 64
-"""Bytes: where a tensor in a file begins is a multiple of this."""
+"""Bytes: where a tensor begins in the room of its group is a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Store:
         self.memory_bytes, self.file_bytes = memory_bytes, file_bytes
 
     def keep(self, tensors: Mapping[K, Tensor]) -> Kept[K] | None:
-        """The same tensors, to be held on to; None if there is no room for them. Those in files are on the CPU."""
+        """Copies to be held on to; None if there is no room for them. Those in files are on the CPU."""
         needed = sum(tensor.nbytes for tensor in tensors.values())
         if needed <= self.memory_bytes:
             self.memory_bytes -= needed
-            return Kept(dict(tensors), needed, 0)
+            return Kept(_together(tensors), needed, 0)
         if needed <= self.file_bytes:
             try:
                 mapped = _mapped(tensors)
@@ -59,17 +59,45 @@ class Store:
         self.file_bytes += kept.file_bytes
 
 
+def _together(tensors: Mapping[K, Tensor]) -> dict[K, Tensor]:
+    """Copies in one piece of memory; those of an accelerator as they are.
+
+    Left where they are, among what every step allocates and frees, they cut the heap of the C library into pieces among which it
+    looks for room ever longer.
+    """
+    if any(tensor.device.type != "cpu" for tensor in tensors.values()):
+        return dict(tensors)
+    starts, size = _layout(tensors)
+    together = _views(mmap.mmap(-1, size), tensors, starts)
+    for key, tensor in tensors.items():
+        together[key].copy_(tensor)
+    return together
+
+
 def _mapped(tensors: Mapping[K, Tensor]) -> dict[K, Tensor]:
     """Copies in a file without a name that is mapped into memory."""
-    starts = {}
+    starts, size = _layout(tensors)
     with tempfile.TemporaryFile() as file:
         for key, tensor in tensors.items():
-            file.seek(-file.tell() % ALIGNMENT, 1)
-            starts[key] = file.tell()
+            file.seek(starts[key])
             file.write(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        file.truncate(size)
         file.flush()
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return _views(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY), tensors, starts)
+
+
+def _layout(tensors: Mapping[K, Tensor]) -> tuple[dict[K, int], int]:
+    """Where each tensor begins, and where the last one ends, in bytes."""
+    starts, end = {}, 0
+    for key, tensor in tensors.items():
+        starts[key] = end + -end % ALIGNMENT
+        end = starts[key] + tensor.nbytes
+    return starts, end
+
+
+def _views(room: mmap.mmap, tensors: Mapping[K, Tensor], starts: Mapping[K, int]) -> dict[K, Tensor]:
+    """The room as tensors of the same types and shapes, which keep it open."""
     return {
-        key: torch.frombuffer(content, dtype=tensor.dtype, count=tensor.numel(), offset=starts[key]).view(tensor.shape)
+        key: torch.frombuffer(room, dtype=tensor.dtype, count=tensor.numel(), offset=starts[key]).view(tensor.shape)
         for key, tensor in tensors.items()
     }
