@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from cyclopts import CycloptsError
 from rich.console import Console
 from rich.text import Text
@@ -20,6 +21,11 @@ from circuitsieve.launching import is_helper
 
 PATIENCE = 5.0
 """Seconds that a helping process leaves to the first one, which may have found the same; torchrun ends it meanwhile."""
+
+MOMENT = 0.05
+"""Seconds for which the machine is watched before a command starts."""
+BUSY = 0.5
+"""Cores in use from which on it counts as shared."""
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -89,10 +95,21 @@ def end_like_an_interrupt() -> None:
 
 
 def set_up_libraries() -> None:
-    """What they read when they are first imported: no bars and advice between ours; threads that wait spin only briefly,
-    because on a shared machine spinning costs most of the speed."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    """What they read when they are first imported: no bars and advice between ours; on a machine that is shared, threads that
+    wait spin only briefly."""
+    if "torch" not in sys.modules and "GOMP_SPINCOUNT" not in os.environ and others_compute():
+        os.environ["GOMP_SPINCOUNT"] = "1000"
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("ACCELERATE_LOG_LEVEL", "error")
+
+
+def others_compute() -> bool:
+    """Whether other work keeps a core of this machine busy.
+
+    There a thread that spins takes the core from one that it waits for, for a scheduler's slice at a time; where nothing else
+    runs, a thread that does not has to be woken up at nearly every operation.
+    """
+    share: float = psutil.cpu_percent(interval=MOMENT) / 100
+    return share * (psutil.cpu_count() or 1) > BUSY
