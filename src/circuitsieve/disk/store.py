@@ -40,18 +40,24 @@ class Store:
     def keep(self, tensors: Mapping[K, Tensor]) -> Kept[K] | None:
         """Copies to be held on to; None if there is no room for them. Those in files are on the CPU."""
         needed = sum(tensor.nbytes for tensor in tensors.values())
-        if needed <= self.memory_bytes:
-            self.memory_bytes -= needed
-            return Kept(_together(tensors), needed, 0)
-        if needed <= self.file_bytes:
-            try:
-                mapped = _mapped(tensors)
-            except OSError:  # the disk is full: as if no room had been offered
-                self.file_bytes = 0
+        try:
+            if needed <= self.memory_bytes:
+                kept = Kept(_together(tensors), needed, 0)
+            elif needed <= self.file_bytes:
+                kept = Kept(_mapped(tensors), 0, needed)
+            else:
                 return None
-            self.file_bytes -= needed
-            return Kept(mapped, 0, needed)
-        return None
+        except (
+            OSError
+        ):  # memory ends earlier than was allowed, or the disk is full: as if no more room had been offered
+            if needed <= self.memory_bytes:
+                self.memory_bytes = 0
+            else:
+                self.file_bytes = 0
+            return None
+        self.memory_bytes -= kept.memory_bytes
+        self.file_bytes -= kept.file_bytes
+        return kept
 
     def give_back(self, kept: Kept[K]) -> None:
         """The room of a group that is held on to no longer."""
