@@ -122,7 +122,7 @@ def page(files: Iterable[Path], command: str, remark: str = "") -> str:
             layers |= found["units by layer"]
     tables = []
     for (model, task), (points, layers) in measured.items():
-        full = statistics.median(point["full_accuracy"] for point in points)
+        full = statistics.median({point["seed"]: point["full_accuracy"] for point in points}.values())
         heading = f"## {model}, {task}\n\nAccuracy of the full model: {full:.3f}.\n\n"
         tables.append(f"{heading}{table(points)}\n{where(layers)}")
     return PAGE.format(tables="\n".join(tables), command=command, commands=sources(results), remark=remark)
