@@ -40,24 +40,18 @@ class Store:
     def keep(self, tensors: Mapping[K, Tensor]) -> Kept[K] | None:
         """Copies to be held on to; None if there is no room for them. Those in files are on the CPU."""
         needed = sum(tensor.nbytes for tensor in tensors.values())
-        try:
-            if needed <= self.memory_bytes:
-                kept = Kept(_together(tensors), needed, 0)
-            elif needed <= self.file_bytes:
-                kept = Kept(_mapped(tensors), 0, needed)
-            else:
-                return None
-        except (
-            OSError
-        ):  # memory ends earlier than was allowed, or the disk is full: as if no more room had been offered
-            if needed <= self.memory_bytes:
-                self.memory_bytes = 0
-            else:
+        if needed <= self.memory_bytes:
+            self.memory_bytes -= needed
+            return Kept(_together(tensors), needed, 0)
+        if needed <= self.file_bytes:
+            try:
+                mapped = _mapped(tensors)
+            except OSError:  # the disk is full: as if no room had been offered
                 self.file_bytes = 0
-            return None
-        self.memory_bytes -= kept.memory_bytes
-        self.file_bytes -= kept.file_bytes
-        return kept
+                return None
+            self.file_bytes -= needed
+            return Kept(mapped, 0, needed)
+        return None
 
     def give_back(self, kept: Kept[K]) -> None:
         """The room of a group that is held on to no longer."""
@@ -74,7 +68,7 @@ def _together(tensors: Mapping[K, Tensor]) -> dict[K, Tensor]:
     if any(tensor.device.type != "cpu" for tensor in tensors.values()):
         return dict(tensors)
     starts, size = _layout(tensors)
-    together = _views(mmap.mmap(-1, size), tensors, starts)
+    together = _views(torch.empty(size, dtype=torch.uint8), tensors, starts)
     for key, tensor in tensors.items():
         together[key].copy_(tensor)
     return together
@@ -89,7 +83,8 @@ def _mapped(tensors: Mapping[K, Tensor]) -> dict[K, Tensor]:
             file.write(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         file.truncate(size)
         file.flush()
-        return _views(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY), tensors, starts)
+        content = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+    return _views(torch.frombuffer(content, dtype=torch.uint8), tensors, starts)
 
 
 def _layout(tensors: Mapping[K, Tensor]) -> tuple[dict[K, int], int]:
@@ -101,9 +96,9 @@ def _layout(tensors: Mapping[K, Tensor]) -> tuple[dict[K, int], int]:
     return starts, end
 
 
-def _views(room: mmap.mmap, tensors: Mapping[K, Tensor], starts: Mapping[K, int]) -> dict[K, Tensor]:
-    """The room as tensors of the same types and shapes, which keep it open."""
+def _views(room: Tensor, tensors: Mapping[K, Tensor], starts: Mapping[K, int]) -> dict[K, Tensor]:
+    """The bytes of a room as tensors of the same types and shapes."""
     return {
-        key: torch.frombuffer(room, dtype=tensor.dtype, count=tensor.numel(), offset=starts[key]).view(tensor.shape)
+        key: room[starts[key] : starts[key] + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         for key, tensor in tensors.items()
     }
