@@ -102,11 +102,11 @@ Written by `{command}`, from the results of
 def page(files: Iterable[Path], command: str) -> str:
     """The page of some files of results."""
     results = read_results(files)
-    tables = [
-        f"## {result['model']}, {task}\n\n{table([row for row in result['rows'] if row['task'] == task])}"
-        for result in results
-        for task in dict.fromkeys(row["task"] for row in result["rows"])
-    ]
+    rows: dict[tuple[str, str], list[Row]] = {}
+    for result in results:
+        for row in result["rows"]:
+            rows.setdefault((result["model"], row["task"]), []).append(row)
+    tables = [f"## {model}, {task}\n\n{table(together)}" for (model, task), together in rows.items()]
     drop, pairs = DiscoveryConfig().max_accuracy_drop, TaskOptions().validation
     lost = int(drop * pairs)
     return PAGE.format(
@@ -122,7 +122,7 @@ def page(files: Iterable[Path], command: str) -> str:
 
 def table(rows: list[Row]) -> str:
     """A row for every method, a column for every budget."""
-    budgets = list(dict.fromkeys(row["budget"] for row in rows))
+    budgets = [budget for budget in BUDGETS if any(row["budget"] == budget for row in rows)]
     lines = ["| load, units kept | " + " | ".join(budgets) + " |", "| --- |" + " ---: |" * len(budgets)]
     for method in dict.fromkeys(row["method"] for row in rows):
         cells = {row["budget"]: cell(row) for row in rows if row["method"] == method}
