@@ -22,7 +22,7 @@ from circuitsieve.data.loaders import TaskOptions
 from circuitsieve.vocabulary import Method
 from circuitsieve.workflow.finding import Job
 from finished import finished, options_of
-from pages import read_results, sources
+from pages import command_line, read_results, sources
 
 BUDGETS: dict[str, dict[str, Any]] = {
     "max_kl 0.1": {"max_kl": 0.1},
@@ -31,26 +31,16 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "size 0.3": {"size": 0.3},
     "size 0.3 by parameters": {"size": 0.3, "size_by": "parameters"},
 }
-TASKS = ("ioi", "greater_than", "gender_pronoun")
 METHODS = tuple(map(str, Method))
 Row = dict[str, Any]
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("measure", help="make the runs")
-    run.add_argument("--model", default="smollm2")
-    run.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK[:NAME=VALUE,...]")
+    parser, run, _ = command_line(__doc__, "budgets")
     run.add_argument("--methods", nargs="+", default=METHODS)
     run.add_argument("--budgets", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
     run.add_argument("--seed", type=int, default=0)
-    run.add_argument("--runs", type=Path, default=Path("runs/budgets"))
-    run.add_argument("--out", type=Path, required=True)
-    page = commands.add_parser("page", help="write the tables")
-    page.add_argument("results", nargs="+", type=Path)
-    page.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
 

@@ -26,10 +26,9 @@ from circuitsieve.runs.folder import RunFolder
 from circuitsieve.vocabulary import Granularity
 from circuitsieve.workflow.finding import Job
 from finished import finished, options_of
-from pages import read_results, sources, spread
+from pages import command_line, read_results, sources, spread
 
 COARSE = ("head", "mlp_block")
-TASKS = ("ioi", "greater_than", "gender_pronoun")
 ROWS = {
     "kl": ("KL, nats", ".3g"),
     "accuracy": ("accuracy", ".3f"),
@@ -47,18 +46,9 @@ Row = dict[str, float]
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("measure", help="make the runs and measure them")
-    run.add_argument("--model", default="smollm2")
-    run.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK[:NAME=VALUE,...]")
+    parser, run, _ = command_line(__doc__, "granularity")
     run.add_argument("--max-kl", type=float, default=0.3)
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    run.add_argument("--runs", type=Path, default=Path("runs/granularity"))
-    run.add_argument("--out", type=Path, required=True)
-    page = commands.add_parser("page", help="write the tables")
-    page.add_argument("results", nargs="+", type=Path)
-    page.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
 

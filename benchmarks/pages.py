@@ -1,10 +1,35 @@
-"""What pages of measured results share: where they come from, and how a figure and its spread are written."""
+"""What pages of measured results share: the command line of their scripts, where results come from, how a figure and its spread
+are written.
+"""
 
+import argparse
 import json
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+TASKS = ("ioi", "greater_than", "gender_pronoun")
+
+
+def command_line(about: str | None, name: str) -> tuple[argparse.ArgumentParser, ...]:
+    """The parser of a script that measures and writes a page of what was measured, and those of its two commands.
+
+    Args:
+        about: the script's docstring.
+        name: of the folder under runs/ where its runs lie.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measure = commands.add_parser("measure", help="make the runs and measure them")
+    measure.add_argument("--model", default="smollm2")
+    measure.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK[:NAME=VALUE,...]")
+    measure.add_argument("--runs", type=Path, default=Path("runs") / name)
+    measure.add_argument("--out", type=Path, required=True)
+    page = commands.add_parser("page", help="write the tables")
+    page.add_argument("results", nargs="+", type=Path)
+    page.add_argument("--out", type=Path, required=True)
+    return parser, measure, page
 
 
 def read_results(files: Iterable[Path]) -> list[dict[str, Any]]:

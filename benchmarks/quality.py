@@ -27,11 +27,10 @@ from circuitsieve.vocabulary import UNIT_GRANULARITIES, Method
 from circuitsieve.workflow.finding import Job
 from circuitsieve.workflow.sweep import Sweep, run_sweep
 from finished import options_of
-from pages import read_results, sources, spread
+from pages import command_line, read_results, sources, spread
 
 METHODS = tuple(map(str, Method))
 SIZES = (0.16, 0.08, 0.04, 0.02)
-TASKS = ("ioi", "greater_than", "gender_pronoun")
 RIVAL = "integrated_gradients"
 COLUMNS = {
     "KL, nats": ("kl", ".3g"),
@@ -54,19 +53,10 @@ Points = list[dict[str, Any]]
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("measure", help="make the runs and measure them")
-    run.add_argument("--model", default="smollm2")
-    run.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK[:NAME=VALUE,...]")
+    parser, run, page = command_line(__doc__, "quality")
     run.add_argument("--methods", nargs="+", default=METHODS)
     run.add_argument("--sizes", nargs="+", type=float, default=SIZES)
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    run.add_argument("--runs", type=Path, default=Path("runs/quality"))
-    run.add_argument("--out", type=Path, required=True)
-    page = commands.add_parser("page", help="write the tables")
-    page.add_argument("results", nargs="+", type=Path)
-    page.add_argument("--out", type=Path, required=True)
     page.add_argument("--remark", default="", help="a paragraph for the end of the introduction")
     return parser.parse_args()
 
