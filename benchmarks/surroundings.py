@@ -1,4 +1,4 @@
-"""What every benchmark writes beside its results: command, commit, machine, versions. Import it before torch."""
+"""What every benchmark writes beside its results: command, commit, machine, threads, versions. Import it before torch."""
 
 import os
 import platform
@@ -15,15 +15,29 @@ set_up_libraries()
 
 
 def surroundings() -> dict[str, Any]:
-    """Command, commit, machine and versions, fit for JSON."""
+    """Command, commit, machine, threads and versions, fit for JSON."""
+    import torch  # here, so that what this module sets up comes first
+
+    from circuitsieve.search.problem import computes_in_bfloat16
+
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     return {
         "command": shlex.join(["python", *sys.argv]),
         "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
         "machine": {
             "cpus": os.cpu_count(),
-            "processor": platform.machine(),
+            "processor": processor(),
+            "threads": torch.get_num_threads(),
+            "bfloat16": computes_in_bfloat16(torch.device("cpu")),
             "python": platform.python_version(),
         },
         "versions": {name: version(name) for name in ("circuitsieve", "torch", "transformers")},
     }
+
+
+def processor() -> str:
+    """The processor's name where Linux tells it, else its architecture."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
