@@ -17,7 +17,7 @@ from circuitsieve.search.control import Signals
 from circuitsieve.search.discovery import Discovery
 from circuitsieve.search.problem import Problem
 from circuitsieve.search.selection import final_cut
-from circuitsieve.vocabulary import Granularity
+from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
 from planted import CONFIG, HEAD_DIM, PAIRS
 
 
@@ -106,6 +106,21 @@ def test_the_final_cut_narrows_its_border_down_only_while_its_allowance_lasts(
     assert all(check.feasible for check in chosen)
     sizes = [check.circuit.size for check in chosen]
     assert sizes[0] >= sizes[1] >= sizes[2]
+
+
+@pytest.mark.parametrize("limit", [0.03, 3.0])
+def test_a_circuit_uses_up_its_budget_or_is_the_last_that_keeps_it(
+    planted: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch, limit: float
+) -> None:
+    monkeypatch.setattr(selection, "LEAST_LOOKS", 100)
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(max_kl=limit, max_accuracy_drop=1.0))
+    generator = torch.Generator().manual_seed(0)
+    scores = {g: torch.rand(problem.space.shape(g), generator=generator) for g in UNIT_GRANULARITIES}
+    ranking = Ranking(problem.space, scores)
+    chosen = final_cut(problem, ranking, None, CONFIG.steps)
+    one_less = try_cut(problem, ranking, ranking.threshold_at(chosen.circuit.size - 1 / problem.space.units), 0)
+    assert chosen.feasible
+    assert chosen.load >= 0.95 or not one_less.feasible
 
 
 def test_a_second_ranking_that_cannot_win_is_tried_once(

@@ -44,6 +44,23 @@ def test_with_enough_of_it_the_size_is_feasible_but_the_border_is_wider(border: 
     assert hasty in asked
 
 
+@pytest.mark.parametrize("border", [0.02, 0.25, 0.8])
+def test_what_is_not_close_to_its_budget_is_narrowed_down_to_neighbours(border: float):
+    def found(enough: float) -> float:
+        smallest = 1.0
+
+        def feasible(size: float) -> bool:
+            nonlocal smallest
+            smallest = min(smallest, size) if size >= border else smallest
+            return size >= border
+
+        return smallest_feasible(feasible, 0.3, LEAST, 1.04, close=lambda: smallest <= enough * border)
+
+    assert border <= found(1.0) <= border + LEAST
+    assert found(1.0) <= found(1.01) <= 1.01 * border
+    assert found(2.0) <= 1.04 * border
+
+
 def test_where_everything_is_feasible_the_least_size_is_returned():
     assert smallest_feasible(lambda _: True, 0.3, LEAST, 1.04) == LEAST
 

@@ -21,7 +21,9 @@ LEAST_LOOKS = 6
 FIRST_STRIDE = 1.25
 """By which ratio the search for a feasible size first leaves its start."""
 CUT_PRECISION = 1.04
-"""The ratio of the returned size to one that was found too small."""
+"""The ratio of the returned size to one that was found too small, at most."""
+CLOSE = 0.95
+"""A circuit that uses up this share of its budget is close enough to it; otherwise sizes that differ by less are tried."""
 TYPICAL_SIZE = 0.3
 """Where the search for the start of a phase begins."""
 START_PRECISION = 1.15
@@ -156,7 +158,15 @@ def _smallest_cut(problem: Problem, start: Check, allowance: Allowance, rival: C
         if not known:
             return chosen
     least = 1 / problem.space.units
-    found = smallest_feasible(feasible, size, least, CUT_PRECISION, known=known, used_up=lambda: allowance.passes <= 0)
+    found = smallest_feasible(
+        feasible,
+        size,
+        least,
+        CUT_PRECISION,
+        known=known,
+        close=lambda: chosen.feasible and chosen.load >= CLOSE,
+        used_up=lambda: allowance.passes <= 0,
+    )
     if found < _size(problem, chosen.circuit) or not chosen.feasible:  # its last look was a glance
         note(try_cut(problem, start.ranking, start.ranking.threshold_at(found, problem.config.size_by), start.step))
     return chosen
@@ -169,6 +179,7 @@ def smallest_feasible(
     precision: float,
     *,
     known: bool | None = None,
+    close: Callable[[], bool] = lambda: True,
     used_up: Callable[[], bool] = lambda: False,
 ) -> float:
     """About the smallest feasible size: strides from a start that double until they have passed it, then halving.
@@ -176,9 +187,10 @@ def smallest_feasible(
     Args:
         feasible: whether a size is; taken to be true of the whole model.
         start: the first size to try.
-        least: no smaller size is looked at.
+        least: no smaller size is looked at, nor sizes that differ by less.
         precision: the ratio of a feasible size to an infeasible one at which the search ends.
         known: whether the start is feasible, where that was tried before.
+        close: whether the smallest feasible size so far is close enough to its budget for the search to end there.
         used_up: whether the border need not be narrowed down further.
     """
     size, stride = min(1.0, max(start, least)), FIRST_STRIDE
@@ -190,7 +202,7 @@ def smallest_feasible(
         low, high = (low, size) if enough else (size, high)
         if enough != downwards:
             break
-    while high / low > precision and not used_up():
+    while (high / low > precision or (high - low > least and not close())) and not used_up():
         size = math.sqrt(low * high)
         low, high = (low, size) if feasible(size) else (size, high)
     return high
