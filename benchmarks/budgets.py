@@ -77,11 +77,11 @@ def one_run(options: argparse.Namespace, task: str, method: str, budget: str) ->
 
 PAGE = """# Budgets: what was asked for, and what came out
 
-Methods with every budget, with the same defaults, one seed. The *load* is the share of the budget that the circuit uses up
-on validation pairs: 1 at its limit, beyond 1 it is missed. Of a KL, a load between 0.95 and 1 is within 5 % of what was asked
-for; one well below stands where the next smaller circuit that was tried misses the budget. The load is that of accuracy where that
-is the nearer limit: at most {drop} of it may be lost, so {lost} of {pairs} pairs, a load of {load:.3f}. Of a size, the share that was
-kept is shown, of the units or of the parameters.
+Methods with every budget, with the same defaults, one seed. The *load* is the share of the budget that the circuit uses up on
+validation pairs: 1 at its limit, beyond 1 it is missed. Of a KL, a load between 0.95 and 1 is within 5 % of what was asked
+for; one well below stands where the next smaller circuit that was tried misses the budget. The load is that of accuracy where
+that is the nearer limit: at most {drop} of it may be lost, so {lost} of {pairs} pairs, a load of {load:.3f}. Of a size, the
+share that was kept is shown, of the units or of the parameters.
 
 {tables}
 Written by `{command}`, from the results of
