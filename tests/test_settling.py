@@ -48,4 +48,11 @@ def test_away_from_its_limit_nothing_has_settled(load: float) -> None:
     arriving = [Reading(-1.0, load=load)] * 300 + [Reading(-1.0, load=1.0)] * 200
     ended = settled_after(arriving)
     assert ended is not None
-    assert 300 < ended <= 300 + WINDOW
+    assert 300 + WINDOW < ended <= 300 + 2 * WINDOW
+
+
+def test_what_rose_on_its_way_to_the_limit_may_fall_there() -> None:
+    above = [Reading(-0.85, load=1.3)] * 200
+    falls = [Reading(-0.8 - 2 * GAIN * step / WINDOW) for step in range(300)]
+    assert settled_after(above + falls) is None
+    assert settled_after(above + [Reading(-0.8)] * 300) is not None

@@ -13,7 +13,7 @@ WINDOW = 80
 GAIN = 0.02
 """Of the log of what is made small: a phase that gains no more than this from window to window has settled."""
 NEAR = 0.05
-"""So near to 1 must the load be, averaged over a window."""
+"""So near to 1 must the load be, averaged over either window: what still moves to its limit rises, and might yet fall there."""
 
 
 class Reading(NamedTuple):
@@ -37,13 +37,14 @@ class Settling:
         """Take in a step.
 
         Returns:
-            Whether the phase has settled: the load is at its limit, and the height falls no more.
+            Whether the phase has settled: the load stays at its limit, and the height falls no more.
         """
         self._readings.append(reading)
         if len(self._readings) < 2 * WINDOW:
             return False
         heights, log_sizes, loads = np.array(self._readings[-2 * WINDOW :]).T
-        return bool(abs(loads[WINDOW:].mean() - 1) <= NEAR and gain(heights, log_sizes) <= GAIN)
+        away = np.abs(loads.reshape(2, WINDOW).mean(axis=1) - 1).max()
+        return bool(away <= NEAR and gain(heights, log_sizes) <= GAIN)
 
 
 def gain(heights: np.ndarray, log_sizes: np.ndarray) -> float:
