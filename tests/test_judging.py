@@ -11,6 +11,7 @@ import pytest
 from circuitsieve.data.loaders import TaskOptions
 from circuitsieve.errors import DataError, RunError
 from circuitsieve.evaluation import robustness, stability
+from circuitsieve.evaluation.card import Card
 from circuitsieve.evaluation.full import SECTIONS
 from circuitsieve.evaluation.harness import EvaluationConfig
 from circuitsieve.runs.folder import RunFolder
@@ -81,6 +82,33 @@ def test_measuring_again_when_asked(run: Path):
     assert not NAMES & card.keys()
     again, second = judge(run, fresh=True)
     assert second.ran == first.ran != []
+    assert again == card
+
+
+def test_the_quick_card_measured_again_leaves_the_full_sections(run: Path):
+    full, first = judge(run, full=True)
+    again, second = judge(run, fresh=True)
+    assert second.ran == first.ran[: len(second.ran)] != []
+    assert len(second.ran) < len(first.ran) / 2
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps(full))
+    assert json.loads((run / "card.json").read_text()).keys() == full.keys() | {"format_version"}
+    assert judge(run, full=True)[1].ran == []
+    whole, third = judge(run, full=True, fresh=True)
+    assert third.ran == first.ran
+    assert json.loads(json.dumps(whole)) == json.loads(json.dumps(full))
+
+
+def test_what_is_not_finite_is_remembered(run: Path, monkeypatch: pytest.MonkeyPatch):
+    def spoiled(*arguments: object, **options: object) -> Card:
+        card = judging_evaluate(*arguments, **options)
+        return Card({**card.values, "test": {**card.values["test"], "kl": float("nan")}})
+
+    judging_evaluate = judging.evaluate
+    monkeypatch.setattr(judging, "evaluate", spoiled)
+    card, _ = judge(run)
+    assert card["test"]["kl"] is None
+    again, listener = judge(run)
+    assert listener.ran == []
     assert again == card
 
 

@@ -203,6 +203,14 @@ def test_what_was_asked_for_is_said(
     assert sentence in " ".join(page(record_of(run, config=about), shown).split())
 
 
+def results_of_tests(**p_values: float) -> dict[str, Any]:
+    """What the tests of a full card say: all in the circuit's favour but those that are given."""
+    values = {"equivalence": 0.5, "independence": 0.5, "sufficiency": 0.01, "necessity": 0.01, **p_values}
+    return {"verdicts": {name: f"Said of {name}." for name in values}} | {
+        name: {"p_corrected": p} for name, p in values.items()
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "word", "why"),
     [
@@ -212,8 +220,11 @@ def test_what_was_asked_for_is_said(
         ({"random.accuracy": 0.97}, "Doubt", "random circuits of its shape do the task as well (accuracy 0.97)"),
         ({"intervals.test": {"kl": [0.11, 0.3]}}, "Doubt", "beyond the 0.1 that were asked for"),
         ({"test.accuracy": 0.8}, "Doubt", "its accuracy is 0.20 below"),
-        ({"verdicts": {"sufficiency": "It is shown."}}, "Trust", "nothing against it"),
-        ({"verdicts": {"equivalence": "It does not score as it."}}, "Doubt", "it does not score"),
+        (results_of_tests(), "Trust", "nothing against it"),
+        (results_of_tests(equivalence=0.01), "Doubt", "said of equivalence"),
+        (results_of_tests(independence=0.01), "Doubt", "said of independence"),
+        (results_of_tests(sufficiency=0.3), "Doubt", "said of sufficiency"),
+        (results_of_tests(necessity=0.3), "Doubt", "said of necessity"),
     ],
 )
 def test_how_far_to_trust_it(run: RunFolder, shown: dict[str, Any], changes: dict[str, Any], word: str, why: str):

@@ -187,11 +187,11 @@ def evaluate(
     run
         The folder of the run.
     data
-        A .jsonl file of other pairs; the run's own card is left as it is.
+        A .jsonl or .csv file of other pairs; the run's own card is left as it is, and nothing of this one is remembered.
     full
         The full card: tests of sufficiency, necessity, minimality and more; it goes on where it was stopped.
     again
-        Measure again what was measured before.
+        Measure this card again, also what was measured before.
     device
         Where the model runs; if not given, where the run was made.
     json

@@ -15,6 +15,7 @@ from cyclopts import CycloptsError
 from rich.console import Console
 from rich.text import Text
 
+from circuitsieve.disk.jsontext import finite
 from circuitsieve.errors import CircuitsieveError, RunError
 from circuitsieve.exhaustion import exhaustion_named
 from circuitsieve.launching import is_helper
@@ -29,8 +30,8 @@ BUSY = 0.5
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """One document on stdout."""
-    print(json.dumps(document, indent=2))  # noqa: T201
+    """One document on stdout; a number that is not finite becomes null."""
+    print(json.dumps(finite(document), indent=2, allow_nan=False))  # noqa: T201
 
 
 def print_run(summary: Mapping[str, Any], card: Mapping[str, Any] | None, path: str, as_json: bool) -> None:

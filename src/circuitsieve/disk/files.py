@@ -4,7 +4,6 @@ Safetensors carry one metadata key only: with several, their bytes differ from p
 """
 
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -18,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from circuitsieve.disk.jsontext import text_of
+from circuitsieve.disk.jsontext import finite, text_of
 from circuitsieve.errors import RunError
 
 FORMAT_VERSION = 1
@@ -87,13 +86,13 @@ def _unwritable(out: Path, error: OSError) -> RunError:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object, with the format version. A number that is not finite could not be computed: it becomes null."""
-    text = json.dumps(_plain({"format_version": FORMAT_VERSION, **content}), indent=2, allow_nan=False)
+    text = json.dumps(finite({"format_version": FORMAT_VERSION, **content}), indent=2, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines; a number that is not finite becomes null."""
-    write_bytes(path, "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows).encode())
+    write_bytes(path, "".join(json.dumps(finite(row), allow_nan=False) + "\n" for row in rows).encode())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -159,12 +158,3 @@ def _check_header(path: Path, file: Any, needed: Expected, known: Expected) -> N
 
 def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _plain(value: Any) -> Any:
-    """The value with null for every number that is not finite: JSON has none."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,8 @@
-"""Text written by other people: of a size that can be read, JSON where objects are expected. A leaf."""
+"""JSON from and for other people: of a size that can be read, objects where they are expected, finite numbers. A leaf."""
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +43,12 @@ def json_object(text: str | bytes, where: str, expected: str, failure: type[Circ
     if not isinstance(content, dict):
         raise failure(f"{where}: found {type(content).__name__}, expected {expected}")
     return content
+
+
+def finite(value: Any) -> Any:
+    """The value with null for every number that is not finite: JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,7 +3,7 @@
 Each section is measured by itself and can be remembered by itself, so that a card that was stopped goes on where it stopped.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,13 @@ from circuitsieve.evaluation.alternatives import OTHERS, head_level, other_ablat
 from circuitsieve.evaluation.areas import SIZES, areas
 from circuitsieve.evaluation.card import Ticker
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness, Progress
-from circuitsieve.evaluation.hypotheses import LEVEL, corrected
 from circuitsieve.evaluation.knockouts import completeness, necessity, sufficiency
 from circuitsieve.evaluation.metrics import Summary
 from circuitsieve.evaluation.minimality import chosen_nodes, minimality, null_nodes
 from circuitsieve.evaluation.published import published
 from circuitsieve.evaluation.robustness import Origin, robustness, robustness_runs, transfer, transfer_runs
 from circuitsieve.evaluation.stability import BATCHES_OF_A_SEARCH, reruns, stability
+from circuitsieve.evaluation.verdicts import Remembered, judged
 from circuitsieve.models.subject import fitting, frozen
 from circuitsieve.search.screening import check_fit
 
@@ -42,8 +42,6 @@ class Evidence:
 
 
 Measured = dict[str, Summary]
-Remembered = Mapping[str, Any]
-"""Sections as plain values: values, intervals and reasons by the section's name."""
 
 
 @dataclass(frozen=True)
@@ -182,59 +180,3 @@ def evaluate_fully(
                 remember(name, found[name])
         ticker.end()
     return judged({name: found[name] for section in SECTIONS for name in section.names})
-
-
-def judged(sections: Remembered) -> dict[str, Any]:
-    """The sections with corrected p-values and what they mean in words."""
-    values = {name: dict(section["values"]) for name, section in sections.items()}
-    tested = [
-        name for name in ("equivalence", "independence", "sufficiency", "necessity") if values[name]["p"] is not None
-    ]
-    for name, p in zip(tested, corrected([values[name]["p"] for name in tested]), strict=True):
-        values[name]["p_corrected"] = p
-    return {
-        **values,
-        "verdicts": verdicts(values),
-        "intervals": {name: section["intervals"] for name, section in sections.items() if section["intervals"]},
-        "reasons": {name: section["reasons"] for name, section in sections.items() if section["reasons"]},
-    }
-
-
-def verdicts(values: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What the tests say, in plain words; corrected over the four of them (Holm)."""
-    said = {}
-    equivalent, n = values["equivalence"], values["equivalence"]["n"]
-    share = f"it scores higher on {equivalent['share']:.0%} of {n} pairs"
-    if equivalent["p_corrected"] < LEVEL:
-        said["equivalence"] = f"The circuit does not score as the full model does: {share}."
-    elif equivalent["p_equal"] < LEVEL:
-        said["equivalence"] = f"The circuit scores as the full model does: {share}."
-    else:
-        said["equivalence"] = f"Whether the circuit scores as the full model does cannot be told: {share}."
-    if values["independence"]["p"] is not None:
-        said["independence"] = (
-            "What the circuit leaves out still follows the full model's scores: something of the task lies outside."
-            if values["independence"]["p_corrected"] < LEVEL
-            else "No trace of the full model's scores was found in what the circuit leaves out."
-        )
-    for name, yes, no in (
-        (
-            "sufficiency",
-            "The circuit does better than most random circuits of its shape",
-            "It is not shown that the circuit does better than most random circuits of its shape",
-        ),
-        (
-            "necessity",
-            "Without the circuit the model fails more than without most random circuits of its shape",
-            "It is not shown that the model needs this circuit more than most random circuits of its shape",
-        ),
-    ):
-        section = values[name]
-        beaten = section["beaten"] if name == "sufficiency" else section["matched"]["hurt_less"]
-        said[name] = f"{yes if section['p_corrected'] < LEVEL else no} (than {beaten:.0%} of those tried)."
-    needed, compared = values["minimality"]["needed"], values["minimality"]["compared"]
-    if needed is not None:
-        said["minimality"] = (
-            f"{needed:.0%} of {compared} nodes of the circuit matter more than most nodes outside would."
-        )
-    return said

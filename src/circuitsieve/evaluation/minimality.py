@@ -22,8 +22,6 @@ from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
 ALL_OF = (Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK, Granularity.HEAD)
 """Granularities of which every kept node is knocked out."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-FEWEST = math.ceil(math.log(LEVEL) / math.log(SHARE))
-"""With fewer nodes to compare with, none could be told from them."""
 SMALL = 0.01
 """An effect below this share of the full model's metric is small."""
 
@@ -65,11 +63,7 @@ def minimality(harness: Harness) -> Summary:
         },
         "nodes": {str(node): effect for node, effect in effects.items()},
     }
-    missing = {
-        str(g): f"found {outside(circuit, g)} nodes outside of the circuit, expected at least {FEWEST} to compare with"
-        for g in (*ALL_OF, *UNIT_GRANULARITIES)
-        if g not in nulls
-    }
+    missing = {str(g): _too_few(harness, g, len(nodes)) for g in (*ALL_OF, *UNIT_GRANULARITIES) if g not in nulls}
     return Summary(values, {}, {"needed": missing} if missing else {})
 
 
@@ -85,8 +79,23 @@ def chosen_nodes(harness: Harness) -> list[Node]:
 def null_nodes(harness: Harness) -> dict[Granularity, list[Node]]:
     """Nodes outside of the circuit, of the granularities of which there are enough."""
     circuit, n = harness.circuit, harness.config.null_nodes
-    enough = [g for g in (*ALL_OF, *UNIT_GRANULARITIES) if min(n, outside(circuit, g)) >= FEWEST]
+    needed = fewest(len(chosen_nodes(harness)))
+    enough = [g for g in (*ALL_OF, *UNIT_GRANULARITIES) if min(n, outside(circuit, g)) >= needed]
     return {g: _sample(list(_nodes(g, ~circuit.masks[g])), n, harness) for g in enough}
+
+
+def fewest(nodes: int) -> int:
+    """With how many others nodes have to be compared: with fewer, one that beats all of them would not be told from chance.
+
+    Args:
+        nodes: that are tested together, for which p-values are corrected.
+    """
+    return math.floor(math.log(LEVEL / max(nodes, 1)) / math.log(SHARE)) + 1
+
+
+def _too_few(harness: Harness, granularity: Granularity, nodes: int) -> str:
+    found = min(harness.config.null_nodes, outside(harness.circuit, granularity))
+    return f"found {found} nodes outside of the circuit to compare with, expected at least {fewest(nodes)} for {nodes} nodes"
 
 
 def outside(circuit: Circuit, granularity: Granularity) -> int:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from circuitsieve import figures, frames
 from circuitsieve.circuits.circuit import Circuit, Ranking
 from circuitsieve.circuits.graph import EdgeCircuit
+from circuitsieve.evaluation.verdicts import against
 from circuitsieve.report.command import command
 from circuitsieve.report.edges import ranked
 from circuitsieve.report.templates import rendered
@@ -144,9 +145,9 @@ def _doubts(card: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[st
         yield f"it beats only {random['beaten']:.0%} of random circuits of its shape in KL"
     if random is not None and random["accuracy"] > accuracy - NEAR:
         yield f"random circuits of its shape do the task as well (accuracy {random['accuracy']:.2f})"
-    for name, doubtful in (("sufficiency", "not shown"), ("necessity", "not shown"), ("equivalence", "does not score")):
-        if doubtful in (said := card.get("verdicts", {}).get(name, "")):
-            yield said[0].lower() + said[1:].rstrip(".")
+    for name in against(card):
+        said = card["verdicts"][name]
+        yield said[0].lower() + said[1:].rstrip(".")
 
 
 def _sections(run: RunRecord, shown: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ settings, the libraries and this program. Where any of these is another one now,
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -19,11 +19,13 @@ from circuitsieve.data.loaders import TaskOptions
 from circuitsieve.data.pairs import SPLITS, TextSplits
 from circuitsieve.data.sources import read_pairs
 from circuitsieve.data.tokenising import Example, Pairs, encode, encode_all
+from circuitsieve.disk.jsontext import finite
 from circuitsieve.errors import RunError, shown
 from circuitsieve.evaluation.card import Card, evaluate
-from circuitsieve.evaluation.full import SECTIONS, evaluate_fully, judged
+from circuitsieve.evaluation.full import SECTIONS, evaluate_fully
 from circuitsieve.evaluation.harness import EvaluationConfig
 from circuitsieve.evaluation.robustness import Origin
+from circuitsieve.evaluation.verdicts import judged
 from circuitsieve.models.loading import LoadedModel, load_model
 from circuitsieve.runs.folder import PairRecord, RunFolder
 from circuitsieve.runs.provenance import describe_model, fingerprint, hash_of
@@ -34,31 +36,32 @@ from circuitsieve.workflow.reporting import Reporter
 SPENT = ("seconds", "peak_memory_bytes")
 """What only a run from beginning to end can measure."""
 _QUICK = "quick"
+_FULL = tuple(name for section in SECTIONS for name in section.names)
 
 
 class Memory:
     """The parts of a card that were measured before."""
 
-    def __init__(self, folder: RunFolder, key: Mapping[str, Any], *, fresh: bool) -> None:
+    def __init__(self, folder: RunFolder, key: Mapping[str, Any], forgotten: Collection[str] = ()) -> None:
         """Read what counts.
 
         Args:
             folder: of the run.
             key: all that the parts depend on.
-            fresh: whether to forget what was measured before.
+            forgotten: the parts that are to be measured again.
         """
         self.folder, self.key, self.parts = folder, dict(key), {}
-        if folder.has("sections.json") and not fresh:
+        if folder.has("sections.json"):
             try:
                 content = folder.read_json("sections.json")
                 if content["key"] == self.key and content["checksum"] == _checksum(content["parts"]):
-                    self.parts = dict(content["parts"])
+                    self.parts = {name: part for name, part in content["parts"].items() if name not in forgotten}
             except (RunError, KeyError):
                 pass  # a damaged memory is none
 
     def remember(self, name: str, part: Mapping[str, Any]) -> None:
-        """Keep a part."""
-        self.parts[name] = dict(part)
+        """Keep a part, as it will be read back."""
+        self.parts[name] = finite(dict(part))
         with self.folder.locked():
             checksum = _checksum(self.parts)
             self.folder.write_json("sections.json", {"key": self.key, "checksum": checksum, "parts": self.parts})
@@ -82,7 +85,7 @@ def evaluate_run(
         data: a file of other pairs.
         device: where the model runs; that of the run if not given.
         full: whether all sections are measured, or those of the quick card alone.
-        fresh: whether to measure again what was measured before.
+        fresh: whether the card that is asked for, quick or full, is measured again where it was measured before.
         config: how many controls, on how many pairs.
 
     Raises:
@@ -100,7 +103,8 @@ def evaluate_run(
         return folder, with_run_facts(_joined(quick, found), folder, dict.fromkeys(SPENT), examples[1])
     pairs = run_pairs(folder, loaded)
     earlier = folder.read_json("card.json") if folder.has("card.json") else {}
-    memory = Memory(folder, _key(folder, loaded, config), fresh=fresh)
+    asked = {_QUICK, *_FULL} if full else {_QUICK}
+    memory = Memory(folder, _key(folder, loaded, config), asked if fresh else ())
     if _QUICK not in memory.parts:
         measured = evaluate(
             loaded.model,
@@ -175,8 +179,7 @@ def _minutes(seconds: float) -> str:
 
 def _remembered(memory: Memory) -> dict[str, Any]:
     """The full sections, if all of them are remembered."""
-    names = [name for section in SECTIONS for name in section.names]
-    return judged({name: memory.parts[name] for name in names}) if set(names) <= memory.parts.keys() else {}
+    return judged({name: memory.parts[name] for name in _FULL}) if set(_FULL) <= memory.parts.keys() else {}
 
 
 def _joined(quick: Mapping[str, Any], full: Mapping[str, Any]) -> Card:
