@@ -7,7 +7,9 @@ import torch
 
 from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.data.batching import batches
+from circuitsieve.data.chat import in_chat_form
 from circuitsieve.data.loaders import TaskOptions, load_task
+from circuitsieve.data.pairs import TextSplits
 from circuitsieve.data.shifts import shifted
 from circuitsieve.data.tokenising import Pairs, encode_all
 from circuitsieve.evaluation.alternatives import head_level, other_ablations
@@ -103,6 +105,33 @@ def test_shifted_pairs_are_measured_as_any_others():
         before = plain["full.logit_diff"] - plain["test.logit_diff"]
         assert found[name]["gap"]["logit_diff"] == pytest.approx(lost - before, abs=1e-6)
         assert found[name]["kl_gap"] == pytest.approx(card["test.kl"] - plain["test.kl"], abs=1e-6)
+
+
+def test_prompts_in_chat_form_are_changed_inside_of_the_conversation():
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}When {{ message['content'] }} , {% endfor %}gave "
+    texts = [example.pair for example in PAIRS.test]
+    told = in_chat_form(TextSplits((), (), tuple(texts)), tokenizer, "some {prompt} later").test
+    examples, _ = encode_all(told, tokenizer)
+    here = Harness(SUBJECT, CIRCUIT, examples, CONFIG)
+    with frozen(MODEL):
+        found = robustness(here, examples, Origin(tokenizer, options=TaskOptions(chat="some {prompt} later"))).values
+    for name in ("typos", "distractors"):
+        changed = in_chat_form(
+            TextSplits((), (), tuple(shifted(texts, name, 0))), tokenizer, "some {prompt} later"
+        ).test
+        expected = evaluate(MODEL, CIRCUIT, encode_all(changed, tokenizer)[0], config=CONFIG)["test.kl"]
+        assert found[name]["kl"] == pytest.approx(expected)
+
+
+def test_a_circuit_found_on_the_other_sentences_has_none_to_be_told_otherwise():
+    origin = Origin(word_tokenizer(), "ioi", TaskOptions(options={"corruption": "flip"}))
+    with frozen(MODEL):
+        found = robustness(harness(), PAIRS.test, origin)
+        elsewhere = robustness(harness(), PAIRS.test, replace(origin, others_judge=True))
+    assert found.values["corruption"] is None
+    assert found.reasons["corruption"] == "the circuit was found so: corruption=flip"
+    assert set(elsewhere.values) == {"unchanged", "typos", "distractors"}
 
 
 def test_without_a_tokenizer_other_inputs_cannot_be_made():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from circuitsieve.data.chat import in_chat_form
+from circuitsieve.data.chat import around, in_chat_form
 from circuitsieve.data.loaders import TaskOptions, load_task
 from circuitsieve.data.pairs import TextSplits
 from circuitsieve.data.tokenising import encode
@@ -43,6 +43,21 @@ def test_the_prompt_begins_the_assistants_turn(bos):
     for example, original in zip(pairs.test, splits().test, strict=True):
         assert tokenizer.decode(example.clean) == f"<s> When to the store , gave {original.clean}"
         assert tokenizer.decode(example.corrupted) == f"<s> When to the store , gave {original.corrupted}"
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("instruction", ["some {prompt} later", "to the store"])
+def test_what_stands_around_a_prompt_is_the_same_for_every_pair(bos, instruction):
+    tokenizer = chat_tokenizer(bos=bos)
+    before, behind = around(tokenizer, instruction)
+    told = in_chat_form(splits(), tokenizer, instruction)
+    for pair, original in zip(told.train + told.test, splits().train + splits().test, strict=True):
+        assert (pair.clean, pair.corrupted) == (before + original.clean + behind, before + original.corrupted + behind)
+
+
+def test_nothing_stands_around_a_prompt_that_is_there_twice():
+    with pytest.raises(DataError, match="found the prompt 2 times in the conversation, expected it once"):
+        around(chat_tokenizer(bos=False), "{prompt} and {prompt}")
 
 
 def test_it_is_an_option_of_every_source(tmp_path):

@@ -1,6 +1,7 @@
 """Pairs told otherwise: what changes, and that nothing else does."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -56,6 +57,25 @@ def test_the_same_seed_gives_the_same_pairs(shift: str):
     assert shifted(pairs, shift, 0) == shifted(pairs, shift, 0)
     assert len({shifted([PAIR], shift, seed)[0].clean for seed in range(20)}) > 1
     assert len(shifted(pairs, shift, 0)) == (1 if shift == "typos" else 2)
+
+
+@pytest.mark.parametrize("shift", ["typos", "distractors"])
+def test_a_conversation_around_the_prompts_stays_as_it_is(shift: str):
+    before, behind = "<|start|>system say something<|end|> user: ", " <|end|> assistant: "
+    told = replace(PAIR, clean=before + PAIR.clean + behind, corrupted=before + PAIR.corrupted + behind)
+    stranger = replace(PAIR, clean="Elsewhere " + PAIR.clean)
+    for seed in range(20):
+        (changed,) = shifted([told, stranger], shift, seed, (before, behind))
+        for text, original in ((changed.clean, PAIR.clean), (changed.corrupted, PAIR.corrupted)):
+            assert text.startswith(before)
+            assert text.endswith(behind)
+            assert text != before + original + behind
+            assert text.count("something") == text.count("assistant") == 1
+        inner = changed.clean[len(before) : -len(behind)]
+        if shift == "typos":
+            assert sorted(inner) == sorted(PAIR.clean)
+        else:
+            assert inner.removesuffix(PAIR.clean) in DISTRACTORS
 
 
 @settings(max_examples=200, deadline=None)

@@ -47,6 +47,20 @@ def in_chat_form(splits: TextSplits, tokenizer: PreTrainedTokenizerBase, instruc
     return TextSplits(*(tuple(converted(pair) for pair in getattr(splits, split)) for split in SPLITS))
 
 
+def around(tokenizer: PreTrainedTokenizerBase, instruction: str) -> tuple[str, str]:
+    """What stands before and behind every prompt in chat form.
+
+    Raises:
+        DataError: the instruction takes the prompt in more than once, or the template changes it.
+    """
+    if PLACE not in instruction:
+        return _turns(tokenizer, instruction), ""
+    ends = _turns(tokenizer, instruction).split(PLACE)
+    if len(ends) != 2:
+        raise DataError(f"chat: found the prompt {len(ends) - 1} times in the conversation, expected it once")
+    return ends[0], ends[1]
+
+
 def _turns(tokenizer: PreTrainedTokenizerBase, content: str) -> str:
     """The user's turn and the opening of the assistant's, without the token that the tokenizer puts in front by itself."""
     turns = [{"role": "user", "content": content}]

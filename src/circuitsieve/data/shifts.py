@@ -6,7 +6,7 @@ the task is about and in nothing else.
 
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from circuitsieve.data.pairs import Pair
@@ -62,7 +62,28 @@ SHIFTS: Mapping[str, Callable[[Pair, random.Random], Pair | None]] = {"typos": m
 """By name: how a pair is changed; None where it cannot be."""
 
 
-def shifted(pairs: Iterable[Pair], shift: str, seed: int) -> list[Pair]:
-    """The pairs that can be changed, changed."""
-    changed = (SHIFTS[shift](pair, random.Random(f"{shift} {seed} {pair.clean}")) for pair in pairs)
-    return [pair for pair in changed if pair is not None]
+def shifted(pairs: Iterable[Pair], shift: str, seed: int, around: tuple[str, str] = ("", "")) -> list[Pair]:
+    """The pairs that can be changed, changed.
+
+    Args:
+        pairs: as they were told.
+        shift: the name of the change.
+        seed: of what is drawn.
+        around: what stands before and behind every prompt and stays as it is (a conversation); other pairs are left out.
+    """
+    changed = (SHIFTS[shift](pair, random.Random(f"{shift} {seed} {pair.clean}")) for pair in _taken_out(pairs, around))
+    return [
+        replace(pair, **_told(pair, lambda text: around[0] + text + around[1])) for pair in changed if pair is not None
+    ]
+
+
+def _taken_out(pairs: Iterable[Pair], around: tuple[str, str]) -> Iterator[Pair]:
+    before, behind = around
+    for pair in pairs:
+        if all(text.startswith(before) and text.endswith(behind) for text in (pair.clean, pair.corrupted)):
+            yield replace(pair, **_told(pair, lambda text: text.removeprefix(before).removesuffix(behind)))
+
+
+def _told(pair: Pair, change: Callable[[str], str]) -> dict[str, str]:
+    """Both prompts, changed."""
+    return {"clean": change(pair.clean), "corrupted": change(pair.corrupted)}

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from circuitsieve.data import tasks
+from circuitsieve.data.chat import around
 from circuitsieve.data.loaders import TaskOptions, load_task
 from circuitsieve.data.shifts import SHIFTS, shifted
 from circuitsieve.data.tokenising import Example, encode_all
@@ -36,6 +37,8 @@ class Origin:
     task: str | None = None
     """The name of a built-in or installed task; None for pairs of a file."""
     options: TaskOptions = field(default_factory=TaskOptions)
+    others_judge: bool = False
+    """Whether the pairs that judge are not those of the task."""
 
 
 def robustness_runs(origin: Origin | None) -> int:
@@ -57,7 +60,7 @@ def robustness(harness: Harness, examples: Sequence[Example], origin: Origin | N
     for shift in SHIFTS:
         makers[shift] = functools.partial(_shifted, some, shift, harness.config.seed, origin)
     for name, options in _told_otherwise(origin).items():
-        makers[name] = functools.partial(_pairs_of, origin.task or "", origin, options)
+        makers[name] = functools.partial(_otherwise, origin, options)
     found, reasons = _all_measured(harness, makers)
     return Summary(_with_gaps(found), {}, reasons)
 
@@ -91,7 +94,14 @@ def _others(origin: Origin) -> list[str]:
 
 
 def _told_otherwise(origin: Origin) -> Mapping[str, Mapping[str, str]]:
-    return tasks.get(origin.task).shifts if origin.task in tasks.names() else {}
+    return tasks.get(origin.task).shifts if origin.task in tasks.names() and not origin.others_judge else {}
+
+
+def _otherwise(origin: Origin, options: Mapping[str, str]) -> Sequence[Example]:
+    own = origin.options.options
+    if options.items() <= own.items():
+        raise DataError(f"the circuit was found so: {', '.join(f'{name}={value}' for name, value in options.items())}")
+    return _pairs_of(origin.task or "", origin, options)
 
 
 def _pairs_of(task: str, origin: Origin, options: Mapping[str, str]) -> Sequence[Example]:
@@ -101,7 +111,9 @@ def _pairs_of(task: str, origin: Origin, options: Mapping[str, str]) -> Sequence
 
 
 def _shifted(examples: Sequence[Example], shift: str, seed: int, origin: Origin) -> Sequence[Example]:
-    changed = shifted([example.pair for example in examples], shift, seed)
+    told = origin.options.chat if not origin.others_judge else None
+    frame = ("", "") if told is None else around(origin.tokenizer, told)
+    changed = shifted([example.pair for example in examples], shift, seed, frame)
     if not changed:
         raise DataError(f"{shift}: found no pair that can be changed so")
     return encode_all(changed, origin.tokenizer)[0]

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ def _fully(
         pairs,
         ranking,
         search=DiscoveryConfig.from_dict(folder.look_up("config.json", "discovery"), str(folder.path)),
-        origin=_origin(folder, loaded),
+        origin=replace(_origin(folder, loaded), others_judge=memory is None),
         config=config,
         progress=reporter.evaluation,
         announce=lambda runs, seconds: reporter.say(f"{runs} circuits to run, about {_minutes(seconds)}"),
