@@ -78,6 +78,8 @@ def test_a_run_that_is_killed_at_several_moments_ends_with_the_same_bytes(
     assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     other = complaint(capsys, *words, "--out", out, "--resume", "--seed", "1")
     assert "finished run with discovery seed 0" in other
+    wider = complaint(capsys, *words, "--out", out, "--resume", "--dtype", "bfloat16")
+    assert "finished run with model dtype 'float32', expected 'bfloat16'" in wider
 
 
 TIMED = ("seconds", "peak_memory_bytes")

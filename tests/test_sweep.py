@@ -61,7 +61,10 @@ def test_the_tables_hold_the_same(swept: Path) -> None:
 def test_points_are_what_the_card_of_their_run_says(swept: Path) -> None:
     model, tokenizer = load_model("demo")
     pairs = load_task("ioi", tokenizer, TaskOptions(train=24, validation=16, test=12, seed=1))
-    circuit, _ = RunFolder.open(swept / "runs/nested-1-0.2").read_circuit()
+    folder = RunFolder.open(swept / "runs/nested-1-0.2")
+    about = folder.read_json("config.json")
+    assert (about["model"]["name"], about["data"]["task"], about["data"]["seed"]) == ("demo", "ioi", 1)
+    circuit, _ = folder.read_circuit()
     card = evaluate(model, circuit, pairs.test)
     (point,) = (
         point

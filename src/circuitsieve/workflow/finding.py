@@ -112,7 +112,7 @@ def _run(job: Job, folder: RunFolder, tracker: Tracker | None, reporter: Reporte
         discovery = search(
             job, loaded, pairs, reporter, tracked.step, checkpoints=folder.checkpoints, distributed=distributed
         )
-        discovery.write(folder, _about(job))
+        discovery.write(folder, facts_of(job))
         tracked.conclude(found_by(discovery))
         if discovery.failure is not None:
             raise Diverged(
@@ -144,7 +144,7 @@ def finished_before(job: Job) -> RunFolder | None:
     about = RunFolder.open(job.out).read_json("config.json")
     if folder.look_up("circuit.json", "found").get("interrupted"):
         return None
-    asked = {"discovery": job.config.to_dict(), **_about(job)}
+    asked = {"discovery": job.config.to_dict(), **facts_of(job)}
     for section, facts in json.loads(json.dumps(asked)).items():
         there = about.get(section, {})
         for name, value in facts.items():
@@ -159,7 +159,7 @@ def finished_before(job: Job) -> RunFolder | None:
 def tracked_run(tracker: Tracker | None, job: Job, loaded: LoadedModel, pairs: Pairs, reporter: Reporter) -> Tracked:
     """A job's run as its tracker will see it, named after its folder."""
     # Describing a model reads all of its weights.
-    config = {} if tracker is None else describe_run(job.config, describe_model(loaded.model), pairs, _about(job))
+    config = {} if tracker is None else describe_run(job.config, describe_model(loaded.model), pairs, facts_of(job))
     return Tracked(tracker, reporter, Path(job.out).absolute().name, config)
 
 
@@ -273,10 +273,12 @@ def _lasting(name: str, built_in: Collection[str]) -> str:
     return name if name in built_in or not os.path.exists(name) else os.path.abspath(name)  # noqa: PTH100, PTH110
 
 
-def _about(job: Job) -> dict[str, dict[str, Any]]:
+def facts_of(job: Job) -> dict[str, dict[str, Any]]:
+    """What a run folder says of a job beside what the model and the pairs say of themselves: how to get both again."""
     return {
         "model": {
             "name": _lasting(job.model, BUNDLED),
+            "dtype": job.dtype,
             "revision": job.revision,
             "device": job.device,
             "max_memory": dict(job.max_memory),

@@ -24,7 +24,7 @@ from circuitsieve.runs.folder import RunFolder
 from circuitsieve.runs.provenance import fingerprint, hash_of, records
 from circuitsieve.search.discovery import Discovery
 from circuitsieve.vocabulary import Granularity, Method
-from circuitsieve.workflow.finding import Job, found_by, search, tracked_run, usable_pairs
+from circuitsieve.workflow.finding import Job, facts_of, found_by, search, tracked_run, usable_pairs
 from circuitsieve.workflow.points import Point, kept_points, write_tables
 from circuitsieve.workflow.reporting import Reporter
 from circuitsieve.workflow.tracking import Tracked, tracker_of
@@ -117,7 +117,7 @@ def _searched(
     folder = RunFolder.claim(job.out, overwrite=True)
     with folder.locked():
         found, seconds = _gone_on_with(job, loaded, pairs, reporter, tracked, folder)
-        found.write(folder)
+        found.write(folder, facts_of(job))
         folder.forget_checkpoints()
     tracked.conclude(found_by(found))
     sizes = sweep.measured(job.config)
