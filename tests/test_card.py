@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.errors import ConfigError, DataError
 from circuitsieve.evaluation.card import evaluate
 from circuitsieve.evaluation.controls import matched_random
 from circuitsieve.evaluation.harness import EvaluationConfig
@@ -185,3 +186,23 @@ def test_progress_counts_up_to_the_end():
     evaluate(MODEL, CIRCUIT, PAIRS.test, validation=PAIRS.validation, config=FEW, progress=lambda *c: calls.append(c))
     assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
     assert calls[-1] == ("done", 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [
+        ("random_circuits", -1, 0),
+        ("null_nodes", -2, 0),
+        ("memory_gb", float("nan"), 0),
+        ("batch_size", 0, 1),
+        ("random_pairs", 0, 1),
+    ],
+)
+def test_settings_of_an_evaluation_that_make_no_sense_are_refused(name: str, value: float, least: int):
+    with pytest.raises(ConfigError, match=f"^{name}: found {value}, expected at least {least}$"):
+        EvaluationConfig(**{name: value})
+
+
+def test_no_pairs_are_refused():
+    with pytest.raises(DataError, match=r"^pairs: found none, expected at least one to judge a circuit by$"):
+        evaluate(MODEL, CIRCUIT, ())

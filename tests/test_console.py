@@ -1,12 +1,15 @@
-"""How threads wait is decided before torch is imported, by what else the machine computes."""
+"""How threads wait is decided before torch is imported, by what else the machine computes; what damaged files are blamed for."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from circuitsieve.cli.console import others_compute
+from circuitsieve.cli.console import damage_named, others_compute, print_json
+from circuitsieve.errors import RunError
 
 SET_UP = """
 import os, sys, psutil
@@ -39,3 +42,19 @@ def test_a_busy_process_is_seen() -> None:
             assert any(others_compute() for _ in range(20))
         finally:
             busy.kill()
+
+
+def test_files_are_blamed_for_what_they_lack_and_not_for_what_fails_inside_of_a_model() -> None:
+    blamed = r"^a/run: found circuit.json or card.json damaged \(KeyError: 'test'\)"
+    with pytest.raises(RunError, match=blamed), damage_named("a/run"):
+        {}["test"]
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    layers.register_forward_hook(lambda *_: {}["a slip of ours"])
+    with pytest.raises(KeyError, match="a slip of ours"), damage_named("a/run"):
+        layers(torch.zeros(1, 2))
+
+
+def test_printed_json_has_no_numbers_that_json_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": [float("inf"), 1.5, (float("nan"), {"b": -float("inf")})], "c": 2})
+    said = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert said == {"a": [None, 1.5, [None, {"b": None}]], "c": 2}

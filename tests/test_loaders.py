@@ -260,6 +260,28 @@ def test_data_sets_on_disk(tmp_path):
     assert [e.pair.clean for e in loaded.validation] == [row["prompt"] for row in rows[5:10]]
 
 
+@pytest.mark.parametrize("held_out", ["test", "validation", "val", "dev"])
+def test_what_a_data_set_holds_out_is_never_trained_on(tmp_path, held_out):
+    datasets = pytest.importorskip("datasets")
+    rows = [
+        {"clean": p.clean, "corrupted": p.corrupted, "answers": list(p.answers), "wrong_answers": list(p.wrong_answers)}
+        for p in name_pairs(60)
+    ]
+    parts = {"train": datasets.Dataset.from_list(rows[:50]), held_out: datasets.Dataset.from_list(rows[50:])}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "two")
+    loaded = load_task(f"hf:{tmp_path}/two", word_tokenizer())
+    judges = "test" if held_out == "test" else "validation"
+    lacking = "validation" if held_out == "test" else "test"
+    assert [e.pair.clean for e in loaded.split(judges)] == [row["clean"] for row in rows[50:]]
+    first = {e.pair.clean for e in loaded.train} | {e.pair.clean for e in loaded.split(lacking)}
+    assert first == {row["clean"] for row in rows[:50]}
+    assert 0.1 < len(loaded.split(lacking)) / 50 < 0.4
+    parts["train"] = datasets.Dataset.from_list(rows[:49])
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "fewer")
+    fewer = load_task(f"hf:{tmp_path}/fewer", word_tokenizer())
+    assert {e.pair.clean for e in loaded.train} - {e.pair.clean for e in fewer.train} <= {rows[49]["clean"]}
+
+
 def test_data_sets_that_are_not_there(tmp_path):
     pytest.importorskip("datasets")
     with pytest.raises(DataError, match=rf"^data set {tmp_path}: cannot be read \("):

@@ -73,3 +73,9 @@ def kept_rows(counts: Mapping[str, tuple[int, int]], size: float, parameters: tu
         rows.append([str(name), f"{kept:,}", f"{total:,}", percent(1 - kept / total)])
     rows.insert(-1, ["read-site units (size)", "", percent(size), percent(1 - size)])
     return rows
+
+
+def summary_rows(summary: Mapping[str, Any]) -> Rows:
+    """The same from the content of circuit.json."""
+    counts = {name: (row["kept"], row["total"]) for name, row in summary["kept"].items()}
+    return kept_rows(counts, summary["size"], (summary["parameters"]["kept"], summary["parameters"]["total"]))

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,7 @@ def print_run(summary: Mapping[str, Any], card: Mapping[str, Any] | None, path: 
 
 @contextmanager
 def damage_named(run: str, files: str = "circuit.json or card.json") -> Iterator[None]:
-    """What a run's JSON files should hold and do not is the fault of the files.
+    """What a run's JSON files should hold and do not is the fault of the files; what fails while a model computes is not.
 
     Args:
         run: the folder.
@@ -60,9 +61,17 @@ def damage_named(run: str, files: str = "circuit.json or card.json") -> Iterator
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        if _computed(error):
+            raise
         raise RunError(
             f"{run}: found {files} damaged ({type(error).__name__}: {error}), expected the files of a run"
         ) from error
+
+
+def _computed(error: Exception) -> bool:
+    """Whether a model was computing when it was raised."""
+    places = (str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(place.startswith("torch.nn.modules.") for place in places)
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from circuitsieve.errors import DataError, hint
 DATASET = "hf:"
 """What the name of a Hugging Face data set begins with."""
 _KINDS = (".jsonl", ".csv")
+TRAIN, HELD_OUT = 0.6, 0.2
+"""Shares of the pairs of a file: of training, and of each of the two splits that are held out."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,17 @@ def _file_of(folder: Path, split: str) -> Path:
 
 
 def _as_split(found: Mapping[str, tuple[Pair, ...]]) -> TextSplits:
-    """As they are, where all three splits are there; else all pairs split by the hash."""
-    if set(SPLITS) <= set(found):
-        return TextSplits(*(found[split] for split in SPLITS))
+    """As they are, where all three splits are there; a missing one is a quarter of training, so that pairs which are held out
+    stay so; all pairs split by the hash where there is one split."""
+    splits = dict(found)
+    if "train" in splits and len(missing := [split for split in SPLITS if split not in splits]) == 1:
+        (lacking,) = missing
+        kept: dict[str, list[Pair]] = {"train": [], lacking: []}
+        for pair in splits["train"]:
+            kept["train" if _place(pair) < TRAIN / (TRAIN + HELD_OUT) else lacking].append(pair)
+        splits |= {split: tuple(pairs) for split, pairs in kept.items()}
+    if set(SPLITS) <= set(splits):
+        return TextSplits(*(splits[split] for split in SPLITS))
     return split_by_hash(tuple(pair for pairs in found.values() for pair in pairs))
 
 
@@ -129,6 +139,11 @@ def split_by_hash(pairs: tuple[Pair, ...]) -> TextSplits:
     """Split pairs 60/20/20 by a hash of the clean prompt."""
     split: dict[str, list[Pair]] = {name: [] for name in SPLITS}
     for pair in pairs:
-        share = int.from_bytes(hashlib.sha256(pair.clean.encode()).digest()[:8]) / 2**64
-        split["train" if share < 0.6 else "validation" if share < 0.8 else "test"].append(pair)
+        place = _place(pair)
+        split["train" if place < TRAIN else "validation" if place < TRAIN + HELD_OUT else "test"].append(pair)
     return TextSplits(*(tuple(split[name]) for name in SPLITS))
+
+
+def _place(pair: Pair) -> float:
+    """A number between 0 and 1 that follows from the clean prompt."""
+    return int.from_bytes(hashlib.sha256(pair.clean.encode()).digest()[:8]) / 2**64

@@ -71,19 +71,18 @@ def shifted(pairs: Iterable[Pair], shift: str, seed: int, around: tuple[str, str
         seed: of what is drawn.
         around: what stands before and behind every prompt and stays as it is (a conversation); other pairs are left out.
     """
+    before, behind = around
     changed = (SHIFTS[shift](pair, random.Random(f"{shift} {seed} {pair.clean}")) for pair in _taken_out(pairs, around))
-    return [
-        replace(pair, **_told(pair, lambda text: around[0] + text + around[1])) for pair in changed if pair is not None
-    ]
+    return [_told(pair, lambda text: before + text + behind) for pair in changed if pair is not None]
 
 
 def _taken_out(pairs: Iterable[Pair], around: tuple[str, str]) -> Iterator[Pair]:
     before, behind = around
     for pair in pairs:
         if all(text.startswith(before) and text.endswith(behind) for text in (pair.clean, pair.corrupted)):
-            yield replace(pair, **_told(pair, lambda text: text.removeprefix(before).removesuffix(behind)))
+            yield _told(pair, lambda text: text.removeprefix(before).removesuffix(behind))
 
 
-def _told(pair: Pair, change: Callable[[str], str]) -> dict[str, str]:
-    """Both prompts, changed."""
-    return {"clean": change(pair.clean), "corrupted": change(pair.corrupted)}
+def _told(pair: Pair, change: Callable[[str], str]) -> Pair:
+    """The pair with both prompts changed."""
+    return replace(pair, clean=change(pair.clean), corrupted=change(pair.corrupted))

@@ -21,6 +21,8 @@ _NEEDED_LISTS = ("answers", "wrong_answers")
 NEEDED = TEXTS + _NEEDED_LISTS
 SEPARATOR = "|"
 """Between several answers in one cell of a CSV file."""
+_VALIDATION = ("val", "dev", "valid")
+"""What data sets call the validation split otherwise."""
 LONGEST_LINE = 1 << 24
 """Characters: two prompts that fill the largest contexts there are."""
 
@@ -190,6 +192,9 @@ def read_dataset(name: str, columns: Columns | None = None) -> dict[str, tuple[P
     except Exception as error:  # whatever its readers raise
         raise DataError(f"data set {name}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     splits = dict(loaded.items()) if isinstance(loaded, Mapping) else {"all": loaded}
+    alias = next((name for name in _VALIDATION if name in splits), None)
+    if alias is not None and "validation" not in splits:
+        splits["validation"] = splits.pop(alias)
     found = {
         split: pairs_of(((f"data set {name}, {split} row {i}", row) for i, row in enumerate(rows)), columns)
         for split, rows in splits.items()

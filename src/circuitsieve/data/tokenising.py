@@ -135,11 +135,11 @@ def encode_all(
             f"pairs: found no usable one among {len(dropped)} in the {split} split, expected at least one"
             + (f"; for example {shown}" if shown else "; give more pairs, or a folder with a file for each split")
         )
-    _check_candidates(usable)
+    check_candidates(usable)
     return tuple(usable), tuple(dropped)
 
 
-def _check_candidates(examples: Sequence[Example]) -> None:
+def check_candidates(examples: Sequence[Example]) -> None:
     """Raise a DataError where only some pairs name candidates: their KLs would not be comparable."""
     named = sum(bool(example.candidates) for example in examples)
     if named not in (0, len(examples)):
@@ -152,15 +152,15 @@ def encode(splits: TextSplits, tokenizer: PreTrainedTokenizerBase) -> Pairs:
     Raises:
         DataError: a split has no usable pair, or only some pairs name candidates.
     """
-    splits, repeated = _disjoint(splits)
+    splits, repeated = disjoint(splits)
     encoded = [encode_all(getattr(splits, name), tokenizer, name) for name in SPLITS]
-    _check_candidates([example for examples, _ in encoded for example in examples])
+    check_candidates([example for examples, _ in encoded for example in examples])
     dropped = tuple(drop for drops in (repeated, *(drops for _, drops in encoded)) for drop in drops)
     train, validation, test = (examples for examples, _ in encoded)
     return Pairs(train, validation, test, dropped)
 
 
-def _disjoint(splits: TextSplits) -> tuple[TextSplits, list[Dropped]]:
+def disjoint(splits: TextSplits) -> tuple[TextSplits, list[Dropped]]:
     """Splits without the pairs whose clean prompt a later split holds too: what judges must not have been trained on."""
     kept: dict[str, tuple[Pair, ...]] = {}
     repeated: list[Dropped] = []

@@ -80,13 +80,14 @@ def evaluate(
     Raises:
         UnsupportedModel: the model's family is not supported.
         ModelError: the circuit is one of a model with other nodes.
-        DataError: the model cannot read a pair.
+        DataError: there are no pairs, or the model cannot read one.
     """
     subject = fitting(model, circuit.space)
     check_fit(subject.model, (*test, *validation))
     ticker = Ticker(progress, 2 + bool(validation) + config.random_circuits + bool(config.random_circuits))
     with frozen(model):
-        harness = Harness(subject, circuit, test, config, ticker)
+        before = _on_validation(Harness(subject, circuit, validation, config, ticker)) if validation else {}
+        harness = Harness(subject, circuit, test, config, ticker)  # what the other kept has gone
         found, every = harness.run(circuit, harness.all, "circuit"), harness.all
         sections = {
             "test": every.summary(found),
@@ -94,13 +95,15 @@ def evaluate(
             "empty": every.summary(every.anchors.empty),
             "complement": every.summary(harness.run(circuit.complement(), every, "complement")),
         }
-        if validation:
-            others = Harness(subject, circuit, validation, config, ticker)
-            sections["validation"] = others.all.summary(others.run(circuit, others.all, "validation"))
+        sections |= before
         if config.random_circuits:
             sections["random"] = random_circuits(harness, config.random_circuits)
         ticker.end()
     return Card({**_sections(sections), **_sizes(circuit)})
+
+
+def _on_validation(harness: Harness) -> dict[str, Summary]:
+    return {"validation": harness.all.summary(harness.run(harness.circuit, harness.all, "validation"))}
 
 
 class Ticker:

@@ -41,7 +41,7 @@ def anywhere(circuit: Circuit, n: int, generator: torch.Generator) -> Units:
     return {g: part.view(shape) for part, (g, shape) in zip(parts, shapes.items(), strict=True)}
 
 
-def below(units: Units, layer: int) -> Units:
+def from_layer(units: Units, layer: int) -> Units:
     """Those of the units that lie in the layers from this one on."""
     return {g: torch.where(torch.arange(len(mask))[:, None] >= layer, mask, False) for g, mask in units.items()}
 

@@ -12,6 +12,7 @@ from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.data.batching import PairBatch, batches, spread
 from circuitsieve.data.tokenising import Example
 from circuitsieve.disk.store import Store
+from circuitsieve.errors import ConfigError, DataError
 from circuitsieve.evaluation.metrics import (
     Anchors,
     Begun,
@@ -51,6 +52,14 @@ class EvaluationConfig:
     seed: int = 0
     memory_gb: float = 4.0
 
+    def __post_init__(self) -> None:
+        for name in ("random_circuits", "tested_circuits", "subsets", "finer_nodes", "null_nodes", "memory_gb"):
+            if not (found := getattr(self, name)) >= 0:
+                raise ConfigError(f"{name}: found {found}, expected at least 0")
+        for name in ("random_pairs", "batch_size"):
+            if (found := getattr(self, name)) < 1:
+                raise ConfigError(f"{name}: found {found}, expected at least 1")
+
 
 class Sample:
     """Some of the pairs."""
@@ -88,7 +97,12 @@ class Harness:
             examples: held-out pairs.
             config: batch size, seed and memory.
             tick: called with what it is for before a circuit is run.
+
+        Raises:
+            DataError: there are no pairs.
         """
+        if not examples:
+            raise DataError("pairs: found none, expected at least one to judge a circuit by")
         self.subject, self.circuit, self.config, self.tick = subject, circuit, config, tick
         store = Store(int(config.memory_gb * 2**30))
         self.references = References(subject, circuit.ablation, constants=circuit.constants, store=store)

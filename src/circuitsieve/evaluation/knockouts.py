@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from circuitsieve.circuits.circuit import Circuit
-from circuitsieve.evaluation.controls import anywhere, below, kept, matched_random, some_of, whole, without
+from circuitsieve.evaluation.controls import anywhere, from_layer, kept, matched_random, some_of, whole, without
 from circuitsieve.evaluation.harness import Harness
 from circuitsieve.evaluation.hypotheses import SHARE, beats_most
 from circuitsieve.evaluation.metrics import Outcome, Summary, Values, interval
@@ -49,8 +49,8 @@ def necessity(harness: Harness) -> Summary:
         "matched": harness.each((without(full, other) for other in matched), "necessity"),
         "uniform": harness.each((without(full, other) for other in uniform), "necessity"),
     }
-    later = harness.run(without(full, below(units, 1)), harness.few, "necessity")
-    others = (without(full, below(other, 1)) for other in matched[: config.random_circuits])
+    later = harness.run(without(full, from_layer(units, 1)), harness.few, "necessity")
+    others = (without(full, from_layer(other, 1)) for other in matched[: config.random_circuits])
     knocked["later"] = harness.each(others, "necessity")
     sections = {name: harness.spread(outcomes) for name, outcomes in knocked.items()}
     less = {name: _hurt_less(outcomes, own) for name, outcomes in knocked.items()}

@@ -17,7 +17,7 @@ from circuitsieve.report.edges import ranked
 from circuitsieve.report.templates import rendered
 from circuitsieve.runs.folder import PairRecord
 from circuitsieve.vocabulary import Granularity, SiteKind
-from circuitsieve.wording import Rows, kept_rows, metric_rows, number
+from circuitsieve.wording import Rows, metric_rows, number, summary_rows
 
 BEATEN = 0.95
 """The share of random circuits that one must beat to be trusted."""
@@ -64,7 +64,7 @@ def page(run: RunRecord, shown: Mapping[str, Any]) -> str:
         look=look,
         why=why,
         sections=_sections(run, shown),
-        granularities=_kept(run.summary),
+        granularities=summary_rows(run.summary),
         metrics=metric_rows(card),
         pairs_judged=card["test"]["n"],
         pairs_few=card.get("random", card["test"])["n"],
@@ -160,11 +160,6 @@ def _sections(run: RunRecord, shown: Mapping[str, Any]) -> list[tuple[str, str]]
         ("prompts", "prompts"),
         ("provenance", "provenance"),
     ]
-
-
-def _kept(summary: Mapping[str, Any]) -> Rows:
-    counts = {name: (row["kept"], row["total"]) for name, row in summary["kept"].items()}
-    return kept_rows(counts, summary["size"], (summary["parameters"]["kept"], summary["parameters"]["total"]))
 
 
 def _nulls(card: Mapping[str, Any]) -> Rows:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from circuitsieve.report.comparison import fact_rows, jaccard_rows
-from circuitsieve.wording import SHADES, Rows, kept_rows, metric_rows, number, shade
+from circuitsieve.wording import SHADES, Rows, metric_rows, number, shade, summary_rows
 
 if TYPE_CHECKING:
     from circuitsieve.models.selfcheck import CheckResult
@@ -115,10 +115,7 @@ def _words_view(checked: "CheckedPair") -> RenderableType:
 
 def size_table(summary: Mapping[str, Any]) -> Table:
     """Kept nodes by granularity, read-site units and exact parameters, from the contents of circuit.json."""
-    counts = {name: (row["kept"], row["total"]) for name, row in summary["kept"].items()}
-    headings, *rows = kept_rows(
-        counts, summary["size"], (summary["parameters"]["kept"], summary["parameters"]["total"])
-    )
+    headings, *rows = summary_rows(summary)
     table = Table(title="What the circuit keeps", box=box.SIMPLE_HEAD, title_justify="left")
     for column, heading in enumerate(headings):
         table.add_column(heading, justify="right" if column else "left")
@@ -153,7 +150,8 @@ def layer_table(layers: Mapping[str, Mapping[str, int]], head_dims: Sequence[Seq
 def card_table(card: Mapping[str, Any]) -> Table:
     """Metrics on held-out pairs, the circuit beside its controls."""
     headings, *rows = metric_rows(card)
-    title = f"On {card['test']['n']:.0f} held-out pairs"
+    fewer = f" (random: {card['random']['n']:.0f})" if "random" in card else ""
+    title = f"On {card['test']['n']:.0f} held-out pairs{fewer}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True, pad_edge=False)
     for column, heading in enumerate(headings):
         table.add_column(heading, justify="right" if column else "left", no_wrap=True)

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from circuitsieve.data.pairs import SPLITS, Pair, TextSplits
-from circuitsieve.data.tokenising import Encoder, Example, Unusable
+from circuitsieve.data.tokenising import Encoder, Example, Unusable, check_candidates, disjoint
 from circuitsieve.models.loading import LoadedModel
 from circuitsieve.search.screening import Screening, check_fit, judge
 
@@ -73,9 +73,10 @@ def check_data(loaded: LoadedModel, splits: TextSplits) -> DataReport:
     """Look at every pair.
 
     Raises:
-        DataError: the model cannot read a pair, or the tokenizer gives no offsets.
+        DataError: the model cannot read a pair, the tokenizer gives no offsets, or only some pairs name candidates.
     """
     encoder = Encoder(loaded.tokenizer)
+    kept, repeated = disjoint(splits)
     usable: list[Example] = []
 
     def checked(pair: Pair, split: str) -> CheckedPair:
@@ -86,9 +87,11 @@ def check_data(loaded: LoadedModel, splits: TextSplits) -> DataReport:
             reason = str(error)
         return CheckedPair(pair, split, tuple(align(encoder, pair)), reason)
 
-    pairs = tuple(checked(pair, split) for split in SPLITS for pair in getattr(splits, split))
+    pairs = [checked(pair, split) for split in SPLITS for pair in getattr(kept, split)]
+    pairs += [CheckedPair(d.pair, d.split, tuple(align(encoder, d.pair)), d.reason) for d in repeated]
+    check_candidates(usable)
     check_fit(loaded.model, usable)
-    return DataReport(pairs, judge(loaded.model, usable) if usable else None)
+    return DataReport(tuple(pairs), judge(loaded.model, usable) if usable else None)
 
 
 def align(encoder: Encoder, pair: Pair) -> Iterable[WordRow]:
