@@ -11,6 +11,7 @@ import circuitsieve
 from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.data.batching import batches
 from circuitsieve.errors import ConfigError, HookNotFired, ModelError
+from circuitsieve.evaluation.card import evaluate
 from circuitsieve.models.ablations import constants
 from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Ablation, Granularity
@@ -141,4 +142,17 @@ def test_what_cannot_be_applied_is_said() -> None:
     other = shared("gpt2")
     assert complaint(ModelError, half(other, Ablation.ZERO)).startswith("model: found the nodes NodeSpace(")
     with pytest.raises(HookNotFired), circuitsieve.applied(subject.model, zero):
+        pass
+
+
+@pytest.mark.parametrize("ablation", [Ablation.MEAN, Ablation.ZERO, Ablation.OPTIMAL])
+def test_a_circuit_without_its_constants_is_refused(ablation: Ablation):
+    subject = shared("llama")
+    circuit = Circuit(subject.space, {}, ablation)
+    with pytest.raises(ConfigError, match=f"^ablation {ablation}: found a circuit without constants"):
+        evaluate(subject.model, circuit, tiny_pairs().test)
+    with (
+        pytest.raises(ConfigError, match=f"^ablation {ablation}: found a circuit without constants"),
+        circuitsieve.applied(subject.model, circuit),
+    ):
         pass

@@ -39,7 +39,9 @@ def gain(problem: Problem, node: G, layer: int, index: int, value: float) -> flo
         masks[node][layer, index] += change
         constants = zero if problem.config.method == "activation_gradient" else None
         with torch.no_grad():
-            logits = problem.train.logits(problem.site_masks(masks), batch, reference, constants)
+            # Zeros are there at every site, so that masks of blocks need not be folded into those of what they read.
+            site_masks = problem.site_masks(masks) if constants is None else problem.space.compose(masks)
+            logits = problem.train.logits(site_masks, batch, reference, constants)
         if problem.config.method == "integrated_gradients":
             full, circuit = (values.double().log_softmax(-1) for values in (reference.full, logits))
             sides.append((full.exp() * (circuit - full)).sum(-1))
@@ -50,7 +52,7 @@ def gain(problem: Problem, node: G, layer: int, index: int, value: float) -> flo
     return float((sides[0] - sides[1]).mean()) / (2 * STEP)
 
 
-@pytest.mark.parametrize("granularities", [(G.LAYER,), tuple(G)], ids=len)
+@pytest.mark.parametrize("granularities", [(G.LAYER,), (G.HEAD, G.MLP_BLOCK), tuple(G)], ids=len)
 @pytest.mark.parametrize("method", ["attribution", "integrated_gradients", "activation_gradient"])
 @each_family
 def test_scores_are_those_of_finite_differences(family: str, method: str, granularities: tuple[G, ...]) -> None:

@@ -15,9 +15,10 @@ import circuitsieve
 from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.circuits.costs import parameters
 from circuitsieve.data.batching import batches
-from circuitsieve.errors import CircuitsieveError, ConfigError, UnsupportedModel
+from circuitsieve.errors import CircuitsieveError, ConfigError, ModelError, UnsupportedModel
 from circuitsieve.models.ablations import constants as means
 from circuitsieve.models.checkpoint import save_compact
+from circuitsieve.models.loading import load_model
 from circuitsieve.models.subject import Subject
 from circuitsieve.models.surgery import compact
 from circuitsieve.models.tuning import tune
@@ -158,6 +159,10 @@ def test_what_cannot_be_compacted_is_said() -> None:
     positional = Circuit(subject.space, {}, Ablation.MEAN_POSITIONAL, zeros)
     with pytest.raises(ConfigError, match="ablation mean_positional: found baselines that differ"):
         compact(subject.model, positional)
+    with pytest.raises(
+        ConfigError, match="ablation mean: found a circuit without constants, expected those of every site"
+    ):
+        compact(subject.model, Circuit(subject.space, {}, Ablation.MEAN))
     blind = {Granularity.EMBED: torch.zeros(1, 1, dtype=torch.bool)}
     with pytest.raises(ConfigError, match="embed: found the embedding closed, expected it open"):
         compact(subject.model, Circuit(subject.space, blind, Ablation.ZERO, zeros))
@@ -173,6 +178,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     circuit = circuit_of(subject, Ablation.ZERO, 1)
     save_compact(folder, compact(subject.model, circuit), word_tokenizer(), circuit, {})
     return folder
+
+
+def test_a_folder_goes_to_one_device(saved: Path) -> None:
+    assert load_model(str(saved), device="auto").model.device == load_model(str(saved)).model.device
+    for options in ({"device_map": {"": "cpu"}}, {"device": "auto", "max_memory": {"cpu": "1GB"}}):
+        with pytest.raises(
+            ModelError, match="found a compact model to be dispatched over devices, expected one device"
+        ):
+            load_model(str(saved), **options)
 
 
 @pytest.mark.parametrize("name", ["compact.json", "nodes.safetensors", "weights.safetensors", "config.json"])

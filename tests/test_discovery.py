@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from circuitsieve.circuits.nodes import LEAVES
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.batching import batches
 from circuitsieve.data.tokenising import Pairs
-from circuitsieve.errors import DataError
+from circuitsieve.errors import DataError, Diverged
 from circuitsieve.evaluation.card import evaluate
 from circuitsieve.models import ablations
 from circuitsieve.models.subject import Subject
@@ -184,6 +185,26 @@ def test_training_in_bfloat16_finds_the_same_and_is_judged_in_the_models_own(
 
 def test_auto_leaves_small_models_as_they_are(planted: GPT2LMHeadModel) -> None:
     assert training_dtype(Subject.of(planted), CONFIG) is None
+
+
+def test_float16_models_train_in_bfloat16_unless_asked_not_to(planted: GPT2LMHeadModel) -> None:
+    half = copy.deepcopy(planted).half()
+    expected = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "model": None}
+    assert {how: training_dtype(Subject.of(half), CONFIG.replaced(training_dtype=how)) for how in expected} == expected
+    found = discover(half, PAIRS, CONFIG)
+    assert found.provenance["model"]["trained_in"] == "bfloat16"
+    assert kept(found, Granularity.HEAD) == HEADS
+    assert kept(found, Granularity.MLP_NEURON) == NEURONS
+    assert half.dtype == torch.float16
+
+
+def test_effects_that_are_not_finite_end_the_search(planted: GPT2LMHeadModel, tmp_path: Path) -> None:
+    """A logit of one pair that is not finite."""
+    odd = copy.deepcopy(planted)
+    odd.lm_head.register_forward_hook(lambda *passed: passed[2] + torch.inf)
+    with pytest.raises(Diverged, match=r"^effects of nodes: found some that are not finite"):
+        discover(odd, PAIRS, CONFIG, checkpoints=tmp_path / "kept")
+    assert not list((tmp_path / "kept").iterdir())
 
 
 def test_faithfulness_that_cannot_be_measured_is_refused(planted: GPT2LMHeadModel) -> None:

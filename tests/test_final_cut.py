@@ -39,6 +39,26 @@ def test_the_final_cut_goes_on_from_the_ranking_of_the_best_check_where_that_is_
     assert final_cut(problem, found.ranking, early, CONFIG.steps).step == CONFIG.steps
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_where_no_circuit_keeps_the_budget_the_nearest_one_is_returned(
+    planted: GPT2LMHeadModel, found: Discovery, *, quick: bool
+) -> None:
+    """As after an interrupt: the best check missed the budget by little, the last ranking by much."""
+    config = CONFIG.replaced(max_kl=1e-6, max_accuracy_drop=1.0)
+    problem = Problem.of(Subject.of(planted), PAIRS, config)
+    upside_down = Ranking(problem.space, {g: -score for g, score in found.ranking.scores.items()})
+    near = try_cut(problem, found.ranking, found.ranking.threshold_at(0.9 * found.circuit.size), 7)
+    far = try_cut(problem, upside_down, 0.0, config.steps)
+    assert not near.feasible
+    assert not far.feasible
+    assert near.load < far.load
+    chosen = final_cut(problem, upside_down, near, config.steps, quick=quick)
+    if quick:
+        assert (chosen.step, chosen.load) == (7, pytest.approx(near.load))
+    else:
+        assert chosen.feasible or chosen.load <= near.load
+
+
 def counted_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the batches of every measurement of a circuit from now on."""
     passes: list[int] = []

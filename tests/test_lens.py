@@ -68,6 +68,17 @@ def test_the_direct_effect_of_a_last_head_is_its_whole_effect(family: str):
     assert effects.directions.shape == (2, subject.space.width)
 
 
+def test_every_pair_counts_alike_in_the_direction_of_a_head():
+    subject = shared("llama")
+    examples = random_examples([6, 6, 6, 6, 6])
+    few, whole = (list(batches(examples, size)) for size in (4, 5))
+    assert sorted(len(batch) for batch in few) == [1, 4]
+    last = subject.space.layers - 1
+    apart, together = (lens_of(subject).heads({last: [0, 1]}, some, None)[last] for some in (few, whole))
+    torch.testing.assert_close(apart.directions, together.directions)
+    torch.testing.assert_close(apart.direct.mean(1), together.direct.mean(1))
+
+
 def _others(last: int) -> list[Site]:
     kinds = (SiteKind.ATTN_READ, SiteKind.MLP_WRITE)
     return [Site(kind, layer) for kind in kinds for layer in range(last)]

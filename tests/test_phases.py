@@ -9,9 +9,12 @@ from transformers import GPT2LMHeadModel
 
 from circuitsieve.circuits.circuit import Circuit, Ranking
 from circuitsieve.circuits.masks import counts, equal
+from circuitsieve.config import DiscoveryConfig
+from circuitsieve.data.tokenising import Pairs
 from circuitsieve.models.subject import Subject
 from circuitsieve.search.averages import Averages
 from circuitsieve.search.control import Signals
+from circuitsieve.search.discovery import discover
 from circuitsieve.search.focus import NEAR, NO_MASK, FocusPhase
 from circuitsieve.search.phase import falling
 from circuitsieve.search.phases import first_phase, next_phase
@@ -20,6 +23,7 @@ from circuitsieve.search.pruning import NOISE_FALLS, RANKED_REACH, PruningPhase
 from circuitsieve.search.ranking import RankingPhase
 from circuitsieve.search.shrinking import EVERY
 from circuitsieve.vocabulary import OUT_DIMS, UNIT_GRANULARITIES, Granularity
+from models import random_examples, shared
 from planted import CONFIG, HEAD_DIM, HEADS, NEURONS, PAIRS
 
 
@@ -198,3 +202,23 @@ def test_what_is_closed_for_good_stays_closed_and_grows(planted: GPT2LMHeadModel
     assert not phase.shrinking.left[Granularity.HEAD_DIM][0, 3 * HEAD_DIM :].any()
     without = PruningPhase(Problem.of(Subject.of(planted), PAIRS, CONFIG), leaves)
     assert without.lean is None
+
+
+@pytest.mark.parametrize("granularities", [("head", "mlp_block"), ("attn_block", "mlp_block"), ("layer",)])
+@pytest.mark.parametrize("family", ["gemma2", "gpt2"])
+def test_blocks_that_cannot_be_folded_are_left_whole_by_passes_that_shrink(family: str, granularities: tuple[str, ...]):
+    """A post-norm model, and zeros before an output bias."""
+    pairs = Pairs(*(tuple(random_examples([6, 6, 6, 6], seed)) for seed in (1, 2, 3)))
+    config = DiscoveryConfig(
+        method="hard_concrete",
+        granularities=granularities,
+        ablation="zero",
+        size=0.3,
+        steps=150,
+        batch_size=4,
+        early_stopping="off",
+    )
+    model = shared(family).model
+    found, plain = (discover(model, pairs, config.replaced(shrinking=shrinking)) for shrinking in ("on", "off"))
+    assert found.circuit.size <= 0.3
+    assert plain.circuit.size <= 0.3

@@ -9,6 +9,7 @@ import torch
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.tokenising import Pairs
 from circuitsieve.errors import RunError
+from circuitsieve.search import training
 from circuitsieve.search.discovery import Discovery, discover
 from circuitsieve.search.resuming import KEPT, Checkpoints
 from circuitsieve.search.training import OnStep
@@ -148,3 +149,35 @@ def test_what_a_killed_search_left_out_is_left_out_again(method: str, tmp_path: 
     kept = safetensors.torch.load_file(max(tmp_path.iterdir()))
     assert not kept["phase.left.mlp_neuron"].all()
     assert same(whole, discover(model, PAIRS, config, checkpoints=tmp_path))
+
+
+def test_an_interrupt_before_the_first_phase_has_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "first_phase", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        discover(shared("llama").model, PAIRS, BASE)
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    looked: list[int] = []
+    with pytest.raises(RunError, match="cannot be written"):
+        discover(
+            shared("llama").model,
+            PAIRS,
+            BASE,
+            checkpoints=tmp_path / "file/kept",
+            on_look=lambda n, _: looked.append(n),
+        )
+    assert looked == []
+
+
+@pytest.mark.parametrize("ablation", ["mean", "optimal"])
+def test_only_constants_that_are_learned_are_kept(ablation: str, tmp_path: Path) -> None:
+    config = BASE.replaced(method="nested", ablation=ablation)
+    discover(shared("llama").model, PAIRS, config, checkpoints=tmp_path / "deeper/kept")
+    kept = safetensors.torch.load_file(max((tmp_path / "deeper/kept").iterdir()))
+    assert "best.step" in kept
+    assert any(name.startswith("best.constants") for name in kept) == (ablation == "optimal")

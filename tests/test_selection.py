@@ -61,6 +61,23 @@ def test_what_is_not_close_to_its_budget_is_narrowed_down_to_neighbours(border: 
     assert found(2.0) <= 1.04 * border
 
 
+@pytest.mark.parametrize("start", [1e-3, 0.1, 0.3, 0.9])
+@pytest.mark.parametrize("border", [0.02, 0.25, 0.8])
+def test_no_size_beyond_the_largest_is_looked_at(border: float, start: float):
+    asked: list[float] = []
+
+    def feasible(size: float) -> bool:
+        asked.append(size)
+        return size >= border
+
+    found = smallest_feasible(feasible, start, LEAST, 1.04, most=0.3)
+    assert max(asked) <= 0.3
+    if border < 0.3:
+        assert border <= found <= 1.04 * border
+    else:
+        assert found == 0.3
+
+
 def test_where_everything_is_feasible_the_least_size_is_returned():
     assert smallest_feasible(lambda _: True, 0.3, LEAST, 1.04) == LEAST
 

@@ -123,7 +123,7 @@ class DiscoveryConfig:
     """Between the empty and the full model: where integrated_gradients takes gradients."""
 
     lr: float = 0.15
-    """Learning rate of the gates (Adam, without weight decay)."""
+    """Learning rate of the gates, and of the scores of nested once they focus (Adam, without weight decay)."""
 
     lr_schedule: str = "linear"
     """How the learning rate falls: constant, linear or cosine."""
@@ -145,7 +145,8 @@ class DiscoveryConfig:
 
     training_dtype: str = "auto"
     """What training computes in: model (as it was loaded), bfloat16 or auto (bfloat16 for a float32 model of 20 million
-    parameters or more, where the device computes in it). Circuits are always chosen and judged in the model's own."""
+    parameters or more, where the device computes in it, and for float16 models, whose gradients are too small for their own).
+    Circuits are always chosen and judged in the model's own."""
 
     memory: str = "8GB"
     """How much memory the search may take above the weights of the model, such as 8GB or 500MB. What steps leave of it keeps

@@ -112,6 +112,11 @@ class Site(NamedTuple):
     kind: SiteKind
     layer: int
 
+    @property
+    def key(self) -> str:
+        """Its name among parameters, which must not hold a dot, and in files."""
+        return f"{self.kind}-{self.layer}"
+
 
 UNIT_GRANULARITIES = (Granularity.HEAD_DIM, Granularity.MLP_NEURON)
 """The units of the read sites: `size` is the kept share of them."""

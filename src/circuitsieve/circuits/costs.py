@@ -47,7 +47,8 @@ def share(space: NodeSpace, masks: BoolMasks, measure: str) -> float:
 
 
 def soft_share(space: NodeSpace, masks: Masks, measure: str) -> Float[Tensor, ""]:
-    """The share that soft masks keep; differentiable, never falls when a mask rises, and the share of a circuit at 0 and 1.
+    """The share that soft masks keep; differentiable, never falls when a mask rises, and the share of a circuit at 0 and 1,
+    units of blocks apart whose out dims have all closed: a circuit does not count them.
 
     Args:
         space: the nodes of the model.

@@ -32,24 +32,20 @@ class OptimalConstants(nn.Module):
         super().__init__()
         self.means = means
         self.offsets = nn.ParameterDict(
-            {_key(site): torch.zeros_like(mean) for site, mean in means.items() if site.kind in kinds}
+            {site.key: torch.zeros_like(mean) for site, mean in means.items() if site.kind in kinds}
         )
         self.scales = {site: mean.square().mean().sqrt().clamp_min(1e-6) for site, mean in means.items()}
 
     def forward(self) -> Activations:
         """The constants, differentiable in the offsets: [n] per site."""
         return {
-            site: mean + self.scales[site] * self.offsets[_key(site)] if _key(site) in self.offsets else mean
+            site: mean + self.scales[site] * self.offsets[site.key] if site.key in self.offsets else mean
             for site, mean in self.means.items()
         }
 
     def now(self) -> Activations:
         """The constants as they are, apart from what is learned on."""
         return {site: constant.detach().clone() for site, constant in self().items()}
-
-
-def _key(site: Site) -> str:
-    return f"{site.kind}-{site.layer}"  # the name of a parameter must not hold a dot
 
 
 def with_counterfactuals(examples: Iterable[Example], ablation: Ablation, seed: int = 0) -> list[Example]:

@@ -65,9 +65,13 @@ def applied(
 
 def _everywhere(circuit: Circuit) -> Activations:
     """Constants that fit every token."""
-    if circuit.ablation is Ablation.MEAN_POSITIONAL or circuit.constants is None:
+    if circuit.ablation is Ablation.MEAN_POSITIONAL:
         raise ConfigError(
             f"ablation {circuit.ablation}: found baselines that differ from position to position, expected the same at all, so "
             "that prompts of any length can be run; search with --ablation mean"
+        )
+    if circuit.constants is None:
+        raise ConfigError(
+            f"ablation {circuit.ablation}: found a circuit without constants, expected those of every site, which a search makes"
         )
     return circuit.constants

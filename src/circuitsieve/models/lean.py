@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from circuitsieve.circuits.nodes import WRITE_OF_READ
 from circuitsieve.models.architectures import has_bias, is_input_major
 from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Site, SiteKind
 
 Open = Mapping[SiteKind, Bool[Tensor, "layers _"]]
 """By read site: the units that are left."""
-_WRITTEN = {SiteKind.ATTN_READ: SiteKind.ATTN_WRITE, SiteKind.MLP_READ: SiteKind.MLP_WRITE}
 WORTH = 0.7
 """A site of which more is open is left whole: a step of SmolLM2 (16 prompts of 24 tokens, float32, two cores) takes 0.7 times
 as long as a bare pass with three tenths of all units open, and 0.95 times with six (`benchmarks/step_cost.py`)."""
@@ -172,7 +172,7 @@ def _lean_site(
     bias = module.get_parameter("bias").detach() if has_bias(module) else None
     dim = 0 if is_input_major(module) else 1
     opened = units.nonzero().flatten().to(weight.device)
-    written = Site(_WRITTEN[site.kind], site.layer)
+    written = Site(WRITE_OF_READ[site.kind], site.layer)
     without_bias = {} if bias is None else {"bias": torch.zeros_like(bias)}
     return LeanSite(
         open=opened,

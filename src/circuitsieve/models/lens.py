@@ -99,13 +99,13 @@ class Lens:
             constants: what is ablated to; the corrupted prompts of the pairs where there are none.
         """
         found = [self._heads(heads, batch, constants) for batch in batches]
-        return {
-            layer: HeadEffects(
-                torch.cat([part[layer].direct for part in found], 1),
-                torch.stack([part[layer].directions for part in found]).mean(0),
-            )
-            for layer in heads
-        }
+        joined = {}
+        for layer in heads:
+            direct = [part[layer].direct for part in found]
+            sums = [part[layer].directions * each.shape[1] for part, each in zip(found, direct, strict=True)]
+            pairs = sum(each.shape[1] for each in direct)
+            joined[layer] = HeadEffects(torch.cat(direct, 1), torch.stack(sums).sum(0) / pairs)
+        return joined
 
     def _heads(
         self, heads: Mapping[int, Sequence[int]], batch: PairBatch, constants: Activations | None

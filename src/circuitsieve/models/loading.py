@@ -92,6 +92,7 @@ def load_model(
         if os.path.isdir(source) and not is_compact(source):  # noqa: PTH112
             check_weights(Path(source), config)
         if is_compact(source):
+            place = place or _alone(name, device_map, limits)
             model = load_compact(Path(source), DTYPES[dtype])
         elif place is not None:
             model, missing = _read(source, revision=revision, dtype=DTYPES[dtype])
@@ -109,6 +110,16 @@ def load_model(
         nn.Module.to(model, place)
     nn.Module.eval(model)
     return LoadedModel(model, tokenizer)
+
+
+def _alone(name: str, device_map: object, limits: object) -> torch.device:
+    """Where a compact model goes that may go anywhere."""
+    if device_map is not None or limits is not None:
+        raise ModelError(
+            f"model {name}: found a compact model to be dispatched over devices, expected one device for it: leave limits of "
+            "memory and device maps out"
+        )
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _place(device: str) -> torch.device:

@@ -71,7 +71,10 @@ class _Wiring:
     ) -> None:
         self.subject, self.graph = subject, graph_of(subject)
         self.among = {receiver: mask.to(subject.device) for receiver, mask in among.items()}
-        self.edges, self.site_masks, self.baselines = edges, site_masks, baselines
+        self.edges = {receiver: kept.to(subject.device) for receiver, kept in edges.items()}
+        self.site_masks, self.baselines = site_masks, baselines
+        self.read_by_some = torch.stack([mask.flatten(0, 1).any(0) for mask in among.values()]).any(0).tolist()
+        """Of each source: whether some receiver reads it."""
         self.written: dict[int, Tensor] = {}
         """D of each source that the circuit keeps, [batch, tokens, width]."""
         self.read: dict[tuple[str, int], Tensor] = {}
@@ -110,15 +113,10 @@ class _Wiring:
         change = change.view(*z.shape[:-1], space.heads, space.head_dim)
         weight = _weight(self.subject.architecture.projection(layer, projection)).view(-1, space.heads, space.head_dim)
         out_dims = self._out_dims(layer)
-        for head in self._kept_heads(layer):
-            written = nn.functional.linear(change[..., head, :], weight[:, head])
-            self.written[self.graph.head(layer, head)] = written if out_dims is None else written * out_dims.to(z)
-
-    def _kept_heads(self, layer: int) -> list[int]:
-        """Heads that some receiver reads."""
-        first = self.graph.head(layer, 0)
-        used = torch.stack([mask.flatten(0, 1).any(0) for mask in self.among.values()]).any(0)
-        return used[first : first + self.subject.space.heads].nonzero().flatten().tolist()
+        for head in range(space.heads):
+            if self.read_by_some[source := self.graph.head(layer, head)]:
+                written = nn.functional.linear(change[..., head, :], weight[:, head])
+                self.written[source] = written if out_dims is None else written * out_dims.to(z)
 
     def _out_dims(self, layer: int) -> Tensor | None:
         masks = self.site_masks.get(SiteKind.ATTN_WRITE)

@@ -63,6 +63,10 @@ def check_foldable(circuit: Circuit) -> None:
     Raises:
         ConfigError: its baselines are no constants, or it does not keep the embedding.
     """
+    if circuit.constants is None and circuit.ablation in (Ablation.MEAN, Ablation.ZERO, Ablation.OPTIMAL):
+        raise ConfigError(
+            f"ablation {circuit.ablation}: found a circuit without constants, expected those of every site, which a search makes"
+        )
     if circuit.ablation is Ablation.MEAN_POSITIONAL or circuit.constants is None:
         raise ConfigError(
             f"ablation {circuit.ablation}: found baselines that differ between prompts or positions, expected constants (mean, "

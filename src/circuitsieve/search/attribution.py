@@ -6,7 +6,7 @@ added. With m the masks, b the baselines and a mean over training pairs:
 - integrated gradients: -d KL(full || circuit) / dm, averaged over points m strictly between 0 and 1 (at 1 the KL has no
   gradient), all masks moving together (Sundararajan et al. 2017; Hanna et al. 2024);
 - activation x gradient: as attribution, with b = 0;
-- activation difference: |clean - corrupted|, averaged over tokens; no gradient at all;
+- activation difference: |clean - b|, averaged over tokens; no gradient at all;
 - random.
 """
 
@@ -25,7 +25,7 @@ from circuitsieve.objective import kl, log_probs, logit_difference
 from circuitsieve.search.effects import finest
 from circuitsieve.search.itinerary import looked_at
 from circuitsieve.search.problem import Problem
-from circuitsieve.vocabulary import Granularity, Method
+from circuitsieve.vocabulary import Ablation, Granularity, Method
 
 Sums = dict[Granularity, Float[Tensor, "#layers _"]]
 OnLook = Callable[[int, int], None]
@@ -70,9 +70,10 @@ def _gradients(problem: Problem, batch: PairBatch) -> Sums:
     """What opening each node gains, averaged over the points and summed over the pairs of a batch."""
     method, bench = Method(problem.config.method), problem.train
     constants: Activations | None = None
+    ablation = problem.ablation
     if method is Method.ACTIVATION_GRADIENT:
         zero = torch.zeros(1, device=problem.subject.device)
-        constants = dict.fromkeys(problem.subject.architecture.sites(), zero)
+        constants, ablation = dict.fromkeys(problem.subject.architecture.sites(), zero), Ablation.ZERO
     at = points(problem)
     sums: Sums = {}
     with quick_attention(bench.subject, batch.clean.shape[1]):
@@ -82,7 +83,8 @@ def _gradients(problem: Problem, batch: PairBatch) -> Sums:
                 g: torch.full(problem.space.shape(g), value, device=problem.subject.device, requires_grad=True)
                 for g in set(finest(problem.granularities).values())
             }
-            logits = bench.logits(problem.site_masks(masks), batch, reference, constants)
+            site_masks = problem.space.fold(problem.space.compose(masks), ablation)
+            logits = bench.logits(site_masks, batch, reference, constants)
             if method is Method.INTEGRATED_GRADIENTS:
                 candidates = batch.targets.candidates
                 gain = -kl(log_probs(reference.full, candidates), log_probs(logits, candidates))

@@ -98,9 +98,10 @@ class Bench:
         weighted: list[Tensor] = []
         pairs = 0
         size = torch.tensor(circuit.share(self.size_by), device=self.subject.device)
+        site_masks = circuit.site_masks()
         for batch in self.batches if batches is None else batches:
             reference = self.references(batch)
-            signals = self.signals(self.logits(circuit.site_masks(), batch, reference), batch, reference, size)
+            signals = self.signals(self.logits(site_masks, batch, reference), batch, reference, size)
             weighted.append(torch.stack(signals) * batch.pairs)
             pairs += batch.pairs
         return Signals(*(torch.stack(weighted).sum(0) / pairs).unbind())

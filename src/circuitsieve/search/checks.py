@@ -12,7 +12,7 @@ from circuitsieve.data.batching import PairBatch, spread
 from circuitsieve.search.control import Signals, within
 from circuitsieve.search.problem import Problem
 from circuitsieve.search.states import State, document, number, part, read_document, under
-from circuitsieve.vocabulary import Granularity
+from circuitsieve.vocabulary import Ablation, Granularity
 
 VALIDATION_SHARE = 0.05
 """Share of the forward and backward passes of the training that checks may cost; the final cut narrows its border down while it
@@ -111,7 +111,10 @@ class Checks:
         if self.best is None:
             return {}
         scores = {str(g): scores for g, scores in self.best.ranking.scores.items()}
-        constants = {f"{s.kind}-{s.layer}": constant for s, constant in (self.best.circuit.constants or {}).items()}
+        own = (
+            self.best.circuit.constants if self.problem.ablation is Ablation.OPTIMAL else None
+        )  # others are as they were
+        constants = {site.key: constant for site, constant in (own or {}).items()}
         rest = under("scores", scores) | under("constants", constants)
         return {
             "step": number(self.best.step),
@@ -124,9 +127,9 @@ class Checks:
         """Go on from a state."""
         if not state:
             return
-        device, constants = self.problem.subject.device, part("constants", state)
-        sites = self.problem.constants or {}
-        then = self.problem.with_constants({s: constants[f"{s.kind}-{s.layer}"].to(device) for s in sites} or None)
+        device, constants, then = self.problem.subject.device, part("constants", state), self.problem
+        if self.problem.ablation is Ablation.OPTIMAL and self.problem.constants is not None:
+            then = then.with_constants({site: constants[site.key].to(device) for site in self.problem.constants})
         order = map(Granularity, read_document(state["order"])["granularities"])
         ranking = Ranking(then.space, {g: state[f"scores.{g}"] for g in order})
         signals = Signals(*(part("signals", state)[name].to(device) for name in Signals._fields))

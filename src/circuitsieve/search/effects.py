@@ -16,6 +16,7 @@ from torch import Tensor
 from circuitsieve.circuits.masks import Masks
 from circuitsieve.circuits.nodes import NodeSpace, chains
 from circuitsieve.data.batching import PairBatch
+from circuitsieve.errors import Diverged
 from circuitsieve.models.subject import quick_attention
 from circuitsieve.objective import log_probs
 from circuitsieve.search.problem import Problem
@@ -32,7 +33,12 @@ def finest(granularities: Iterable[Granularity]) -> dict[Granularity, Granularit
     return {leaf: chain[-1] for leaf, chain in chains(granularities).items()}
 
 
-def effects(problem: Problem, batches: Sequence[PairBatch], draw: Callable[[], Masks]) -> Effects:
+def effects(
+    problem: Problem,
+    batches: Sequence[PairBatch],
+    draw: Callable[[], Masks],
+    on_look: Callable[[], object] = lambda: None,
+) -> Effects:
     """Root mean square plus mean of the effect of every node of the finest granularities searched, in nats.
 
     Costs a forward and a backward pass of each batch; the answers are not looked at.
@@ -41,6 +47,10 @@ def effects(problem: Problem, batches: Sequence[PairBatch], draw: Callable[[], M
         problem: what is searched.
         batches: training pairs.
         draw: the masks of the next batch, of all nodes without children that the search decides about.
+        on_look: called after every batch.
+
+    Raises:
+        Diverged: an effect is not finite.
     """
     generator = torch.Generator().manual_seed(problem.config.seed)
     sums: dict[Granularity, Tensor] = {}
@@ -49,8 +59,14 @@ def effects(problem: Problem, batches: Sequence[PairBatch], draw: Callable[[], M
             own = gradient[:, : batch.counted]
             both = torch.stack([own.square().sum(1), own.sum(1)])
             sums[granularity] = sums[granularity] + both if granularity in sums else both
+        on_look()
     pairs, total = sum(batch.pairs for batch in batches), problem.train.processes.total
     means = {granularity: (total(both) / pairs).unbind() for granularity, both in sums.items()}
+    if not all(bool(mean.isfinite().all()) for both in means.values() for mean in both):
+        raise Diverged(
+            "effects of nodes: found some that are not finite, expected finite ones; the model overflows in its precision: try "
+            "--dtype float32 or --training-dtype model"
+        )
     return {g: (square.sqrt() + mean).clamp_min(0).float() for g, (square, mean) in means.items()}
 
 
@@ -87,8 +103,8 @@ def _gradients(
         tokens = _drawn(full.cpu(), batch, generator).to(logits.device)
         said = log_probs(logits, candidates).gather(1, tokens).sum()
         gradients = dict(zip(each, torch.autograd.grad(said, list(each.values())), strict=True))
-    doubled = {leaf: gradient.double().squeeze(2) for leaf, gradient in gradients.items()}
-    return by_node(problem.space, problem.granularities, doubled)
+    precise = {leaf: gradient.double().squeeze(2) for leaf, gradient in gradients.items()}
+    return by_node(problem.space, problem.granularities, precise)
 
 
 def _drawn(

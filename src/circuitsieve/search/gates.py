@@ -27,8 +27,8 @@ class HardConcrete(nn.Module):
     """Hard-concrete gates (Louizos, Welling and Kingma 2018), one log_alpha per node.
 
     `s = sigmoid((logit(u) + log_alpha) / beta)`, `m = clamp(s * (zeta - gamma) + gamma, 0, 1)`. With straight-through
-    sampling the forward pass sees `s > 1/2` and the backward pass the gradient of m. A node is in the circuit if its
-    log_alpha is above 0.
+    sampling the forward pass sees `s > 1/2` and the backward pass the gradient of m; with hard sampling, the default, that of the
+    probability of `s > 1/2`. A node is in the circuit if its log_alpha is above 0.
 
     The noise of a step depends on the seed and the step alone: not on the global random state, the device or the
     steps before.

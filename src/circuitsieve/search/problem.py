@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.circuits.costs import soft_share
 from circuitsieve.circuits.masks import BoolMasks, Masks
-from circuitsieve.circuits.nodes import COMPOSITION, Activations, NodeSpace, SiteMasks
+from circuitsieve.circuits.nodes import COMPOSITION, WRITE_OF_READ, Activations, NodeSpace, SiteMasks
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.batching import batches
 from circuitsieve.data.tokenising import Pairs
@@ -175,8 +175,9 @@ class Problem:
 def training_dtype(subject: Subject, config: DiscoveryConfig) -> torch.dtype | None:
     """The precision of the training passes; None where it is the model's own.
 
-    `auto` is bfloat16 for float32 models that are large enough to gain from it, on devices that compute in it; never for models
-    that are dispatched, because there is no room for a copy of what is too large already.
+    `auto` is bfloat16 for float32 models that are large enough to gain from it, on devices that compute in it, and for float16
+    models, whose gradients are too small for their own; never for models that are dispatched, because there is no room for a
+    copy of what is too large already.
 
     Raises:
         ConfigError: bfloat16 is asked for, and the model is dispatched.
@@ -188,11 +189,11 @@ def training_dtype(subject: Subject, config: DiscoveryConfig) -> torch.dtype | N
                 "expected 'auto' or 'model': a copy would need room beside it; load it with --dtype bfloat16"
             )
         return None
-    parameters = sum(parameter.numel() for parameter in subject.model.parameters())
-    if subject.model.dtype != torch.float32 or config.training_dtype == "model":
+    if subject.model.dtype == torch.bfloat16 or config.training_dtype == "model":
         return None
-    if config.training_dtype == "bfloat16":
+    if config.training_dtype == "bfloat16" or subject.model.dtype == torch.float16:
         return torch.bfloat16
+    parameters = sum(parameter.numel() for parameter in subject.model.parameters())
     return torch.bfloat16 if parameters >= LARGE and computes_in_bfloat16(subject.device) else None
 
 
@@ -240,7 +241,7 @@ def _kinds(space: NodeSpace, config: DiscoveryConfig) -> tuple[SiteKind, ...]:
         Granularity(name): torch.zeros(space.shape(Granularity(name)), dtype=torch.bool) for name in config.searched
     }
     needed = set(space.fold(space.compose(shapes), Ablation(config.ablation)))
-    for read, write in ((SiteKind.ATTN_READ, SiteKind.ATTN_WRITE), (SiteKind.MLP_READ, SiteKind.MLP_WRITE)):
+    for read, write in WRITE_OF_READ.items():
         if write in needed:
             needed.add(read)
         elif read in needed and space.post_norm:

@@ -54,11 +54,13 @@ class RankingPhase(Phase):
         seen = itertools.count(1)
 
         def masks() -> Masks:
-            on_look(next(seen), self.config.ranking_looks * len(batches))
             return self.nested.draw(self._random_size(), TEMPERATURE)
 
+        def looked() -> None:
+            on_look(next(seen), self.config.ranking_looks * len(batches))
+
         for _ in range(self.config.ranking_looks):
-            found = effects(self.problem, batches, masks)
+            found = effects(self.problem, batches, masks, looked)
             dear = log_prices(by_node(self.problem.space, self.problem.granularities, self.nested.prices()))
             logs = log_scores({g: found[g] for g in dear})
             self.nested.start_at({g: EFFECT_SCALE * (log - dear[g]) for g, log in logs.items()})

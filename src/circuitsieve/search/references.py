@@ -16,6 +16,7 @@ from torch import Tensor
 from circuitsieve.circuits.nodes import Activations
 from circuitsieve.data.batching import PairBatch
 from circuitsieve.disk.store import Kept, Store
+from circuitsieve.errors import ConfigError
 from circuitsieve.models.instrument import answer_logits, masked, record
 from circuitsieve.models.prefix import Prefix, shared_tokens
 from circuitsieve.models.subject import Subject
@@ -125,7 +126,10 @@ class References:
     def _at_positions(self, batch: PairBatch) -> "_Run":
         """The constants at the positions of the batch."""
         if self.constants is None:
-            raise ValueError(f"ablation {self.ablation!s} needs the constants of every site")
+            raise ConfigError(
+                f"ablation {self.ablation!s}: found a circuit without constants, expected those of every site, which a search "
+                "makes"
+            )
         tokens = batch.clean.shape[1]
         baselines = {site: _rows(constant, tokens) for site, constant in self.constants.items()}
         if batch not in self._empty:
@@ -161,7 +165,9 @@ class _Run(NamedTuple):
 
 def _rows(constant: Tensor, tokens: int) -> Tensor:
     """A constant [n], or the first rows of a positional one [positions, n]; its last row stands for later positions."""
-    if constant.dim() == 1 or constant.shape[0] == tokens:
+    if constant.dim() == 1:
         return constant
+    if tokens <= constant.shape[0]:
+        return constant[:tokens]
     rows = torch.arange(tokens, device=constant.device).clamp_max(constant.shape[0] - 1)
     return constant[rows]

@@ -30,7 +30,7 @@ class Checkpoints:
         """Nothing is read or written yet.
 
         Args:
-            folder: of the checkpoints; made when the first is written.
+            folder: of the checkpoints; made when a search begins.
             identity: of the search: equal where a checkpoint of the one may go on in the other.
             warn: is told of every checkpoint that is passed over.
         """
@@ -49,13 +49,21 @@ class Checkpoints:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
         tensors[_IDENTITY] = torch.frombuffer(bytearray(self.identity.encode()), dtype=torch.uint8)
         content = safetensors.torch.save(tensors, metadata={"format_version": str(files.FORMAT_VERSION)})
-        try:
-            self.folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{self.folder}: cannot be written ({error.strerror or error})") from error
+        self.prepare()
         files.write_bytes(self.folder / f"{steps:09d}-{_checksum(content)}.safetensors", content)
         for old in self._paths()[:-KEPT]:
             old.unlink(missing_ok=True)
+
+    def prepare(self) -> None:
+        """Make the folder.
+
+        Raises:
+            RunError: it cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.folder}: cannot be written ({error.strerror or error})") from error
 
     def latest(self) -> State | None:
         """The state of the last whole checkpoint of this search; None where there is none.

@@ -119,7 +119,7 @@ def final_cut(problem: Problem, ranking: Ranking, best: Check | None, steps: int
     allowance = Allowance(max(int(VALIDATION_SHARE * 2 * steps), LEAST_LOOKS * len(problem.validation.batches)))
     if not quick:
         chosen = _smallest_cut(problem, chosen, allowance)
-    if best is None or not best.feasible:
+    if best is None:
         return chosen
     then = problem.with_constants(best.circuit.constants)
     if len(check_batches(problem)) < len(problem.validation.batches):
@@ -152,17 +152,20 @@ def _smallest_cut(problem: Problem, start: Check, allowance: Allowance, rival: C
         allowance.passes -= len(glimpsed(batches)[0] if check.at_a_glance else batches)
         return note(check)
 
-    size, known = _size(problem, start.circuit), start.feasible
-    if rival is not None and rival.feasible and size > (below := _size(problem, rival.circuit) / CUT_PRECISION):
-        size, known = below, feasible(below)
-        if not known:
-            return chosen
+    size, known, most = _size(problem, start.circuit), start.feasible, 1.0
+    if rival is not None and rival.feasible:
+        most = _size(problem, rival.circuit) / CUT_PRECISION
+        if size > most:
+            size, known = most, feasible(most)
+            if not known:
+                return chosen
     least = 1 / problem.space.units
     found = smallest_feasible(
         feasible,
         size,
         least,
         CUT_PRECISION,
+        most=most,
         known=known,
         close=lambda: chosen.feasible and chosen.load >= CLOSE,
         used_up=lambda: allowance.passes <= 0,
@@ -178,6 +181,7 @@ def smallest_feasible(
     least: float,
     precision: float,
     *,
+    most: float = 1.0,
     known: bool | None = None,
     close: Callable[[], bool] = lambda: True,
     used_up: Callable[[], bool] = lambda: False,
@@ -185,19 +189,20 @@ def smallest_feasible(
     """About the smallest feasible size: strides from a start that double until they have passed it, then halving.
 
     Args:
-        feasible: whether a size is; taken to be true of the whole model.
+        feasible: whether a size is; taken to be true of the largest one.
         start: the first size to try.
         least: no smaller size is looked at, nor sizes that differ by less.
         precision: the ratio of a feasible size to an infeasible one at which the search ends.
+        most: no larger size is looked at.
         known: whether the start is feasible, where that was tried before.
         close: whether the smallest feasible size so far is close enough to its budget for the search to end there.
         used_up: whether the border need not be narrowed down further.
     """
-    size, stride = min(1.0, max(start, least)), FIRST_STRIDE
+    size, stride = min(most, max(start, least)), FIRST_STRIDE
     downwards = feasible(size) if known is None else known
-    low, high = (least, size) if downwards else (size, 1.0)
+    low, high = (least, size) if downwards else (size, most)
     while low < high:
-        size = max(least, high / stride) if downwards else min(1.0, low * stride)
+        size = max(least, high / stride) if downwards else min(most, low * stride)
         enough, stride = feasible(size), stride**2
         low, high = (low, size) if enough else (size, high)
         if enough != downwards:

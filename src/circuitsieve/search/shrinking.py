@@ -27,12 +27,14 @@ class Shrinking:
         self.on = problem.train.shrinks
         self.lean: Lean | None = None
         """The passes; None where all is computed."""
+        masked = problem.site_masks({g: torch.ones(problem.space.shape(g)) for g in problem.granularities})
         self.left: BoolMasks = {
             leaf: torch.ones(problem.space.shape(leaf), dtype=torch.bool)
             for leaf in chains(problem.granularities)
-            if leaf in UNITS_OF
+            if leaf in UNITS_OF and UNITS_OF[leaf] in masked
         }
-        """By granularity, on the CPU: the units that are computed."""
+        """By granularity, on the CPU: the units that are computed. Those whose site has no mask of its own, because only that of
+        their block is searched and cannot be folded into it, are all computed."""
 
     def due(self, step: int) -> bool:
         """Whether after this step of the phase it is time to look."""

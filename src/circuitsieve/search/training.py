@@ -81,6 +81,8 @@ class Training:
         self.history: list[dict[str, int | float]] = []
         self.begun = 0
         """Steps that were made before the phase."""
+        self.entered = False
+        """Whether there is a phase."""
         self.over = False
         """Whether the last phase has ended."""
         self.phase: Phase
@@ -108,6 +110,8 @@ class Training:
         self.processes.wait()  # before the first of them writes another
         try:
             if state is None:
+                if self.checkpoints is not None and self.processes.is_first:
+                    self.checkpoints.prepare()
                 self.begin(first_phase(self.problem))
             else:
                 self.restore(state)
@@ -124,7 +128,8 @@ class Training:
                 else:
                     self.begin(following)
         except KeyboardInterrupt:
-            if self.processes.count > 1:  # the others cannot know, and the circuit so far is to be tried by all
+            # Other processes cannot know, and the circuit so far is to be tried by all; before a phase there is none.
+            if self.processes.count > 1 or not self.entered:
                 raise
             return True
         return False
@@ -159,7 +164,7 @@ class Training:
         return state
 
     def _enter(self, phase: Phase, begun: int) -> None:
-        self.phase, self.begun = phase, begun
+        self.phase, self.begun, self.entered = phase, begun, True
         self.optimizer = torch.optim.Adam(phase.learned.parameters(), betas=ADAM_BETAS, eps=ADAM_EPS)
 
     def _keep(self) -> None:

@@ -204,7 +204,7 @@ def search(
     try:
         found = find()
     except Diverged as error:
-        if checkpoints is None:
+        if checkpoints is None or not any(checkpoints.glob("*.safetensors")):
             raise
         found = replace(find(go_on=False), interrupted=True, failure=str(error))
     made = len(found.history)
