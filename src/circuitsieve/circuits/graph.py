@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from circuitsieve.circuits.masks import BoolMasks
@@ -115,7 +115,7 @@ class Graph:
             masks: of every granularity.
         """
         heads, mlps = self.kept(masks)
-        writes = self._sources_of(heads, mlps, masks[Granularity.EMBED].flatten())
+        writes = as_sources(masks[Granularity.EMBED], heads, mlps)
         groups = heads.view(self.space.layers, self.space.kv_heads, -1).any(-1)
         reads = {
             Receiver.Q: heads,
@@ -132,11 +132,6 @@ class Graph:
         dims = kept[SiteKind.ATTN_READ].view(self.space.layers, self.space.heads, self.space.head_dim)
         return dims.any(-1), kept[SiteKind.MLP_READ].any(-1)
 
-    def _sources_of(
-        self, heads: Bool[Tensor, "layers heads"], mlps: Bool[Tensor, " layers"], embed: Bool[Tensor, " 1"]
-    ) -> Bool[Tensor, " sources"]:
-        return torch.cat([embed, torch.cat([heads, mlps[:, None]], 1).flatten()])
-
     def alive(self, masks: EdgeMasks) -> dict[Receiver, Bool[Tensor, "layers receivers sources"]]:
         """Without the edges that change nothing: from nodes that nothing reaches, and into those that reach no logits."""
         while True:
@@ -150,7 +145,7 @@ class Graph:
         reached = {receiver: mask.any(-1) for receiver, mask in masks.items()}
         groups = reached[Receiver.K] | reached[Receiver.V]
         heads = reached[Receiver.Q] | groups.repeat_interleave(each, 1)
-        reaching = self._sources_of(heads, reached[Receiver.MLP][:, 0], torch.ones(1, dtype=torch.bool))
+        reaching = as_sources(torch.ones(1, dtype=torch.bool), heads, reached[Receiver.MLP])
         used = torch.stack([mask.flatten(0, 1).any(0) for mask in masks.values()]).any(0)[1:]
         used = used.view(self.space.layers, self.per_layer)
         in_group = used[:, :-1].reshape(self.space.layers, self.space.kv_heads, -1).any(-1)
@@ -234,3 +229,8 @@ class EdgeCircuit:
 def count(masks: EdgeMasks) -> int:
     """How many edges are kept."""
     return sum(int(mask.sum()) for mask in masks.values())
+
+
+def as_sources(embed: Tensor, heads: Shaped[Tensor, "layers heads"], mlps: Tensor) -> Shaped[Tensor, " sources"]:
+    """What is known of the embedding, of heads and of as many MLPs as layers, in the order of a graph's sources."""
+    return torch.cat([embed.flatten(), torch.cat([heads, mlps.view(-1, 1)], 1).flatten()])

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuitsieve.circuits.circuit import Circuit, Ranking
-from circuitsieve.circuits.graph import EdgeCircuit, Graph, Receiver
+from circuitsieve.circuits.graph import EdgeCircuit, Graph, Receiver, as_sources
 from circuitsieve.circuits.nodes import NodeSpace
 from circuitsieve.vocabulary import Granularity
 
@@ -52,7 +52,7 @@ class Wholes:
         """
         graph = of_heads(circuit.space, edges.graph.parallel if edges else parallel)
         heads, mlps = graph.kept(circuit.masks)
-        kept = _as_sources(circuit.masks[Granularity.EMBED], heads, mlps)
+        kept = as_sources(circuit.masks[Granularity.EMBED], heads, mlps)
         among = graph.among(circuit.masks)
         scores = _scores(circuit.space, ranking)
         if edges is None:
@@ -87,11 +87,6 @@ def _unshared(tensors: Mapping[Receiver, Tensor], space: NodeSpace) -> dict[Rece
     return {r: tensor.repeat_interleave(each, 1) if r in shared else tensor for r, tensor in tensors.items()}
 
 
-def _as_sources(embed: Tensor, heads: Tensor, mlps: Tensor) -> Tensor:
-    """What is known of the embedding, of [layers, heads] and of [layers] MLPs, in the order of the graph's sources."""
-    return torch.cat([embed.flatten(), torch.cat([heads, mlps.view(-1, 1)], 1).flatten()])
-
-
 def _scores(space: NodeSpace, ranking: Ranking | None) -> Float[Tensor, " sources"]:
     """Scores of the sources; NaN where there is none, or none that a file could hold."""
     leaves = {} if ranking is None else space.lowest(ranking.scores)
@@ -100,5 +95,5 @@ def _scores(space: NodeSpace, ranking: Ranking | None) -> Float[Tensor, " source
         lifted.get(g, torch.full(space.shape(g), torch.nan)).double()
         for g in (Granularity.EMBED, Granularity.HEAD, Granularity.MLP_BLOCK)
     )
-    scores = _as_sources(embed, heads, mlps)
+    scores = as_sources(embed, heads, mlps)
     return torch.where(scores.isfinite(), scores, torch.nan)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -74,6 +74,11 @@ class Family:
     """Whether a norm runs over Q of all heads together, and another over K: then every head's rows matter to every head."""
     head_count: "HeadCount | None" = None
     """Where an attention module keeps the number of its heads; None if it cannot do with fewer."""
+
+    @property
+    def mlp_roles(self) -> tuple[str, ...]:
+        """The roles of the input projections of an MLP."""
+        return ("gate", "up") if len(self.mlp_in) == 2 else ("mlp_in",)
 
     def projection(self, role: str) -> Projection:
         """By role: q, k, v, gate, up, or mlp_in for the only input projection of an MLP."""
@@ -299,6 +304,17 @@ def in_features(module: nn.Module) -> int:
 def has_bias(module: nn.Module) -> bool:
     """Whether a projection adds a bias."""
     return getattr(module, "bias", None) is not None
+
+
+def weight_of(module: nn.Module) -> Float[Tensor, "outputs inputs"]:
+    """The weight of a projection, without a gradient; no copy."""
+    weight = module.get_parameter("weight").detach()
+    return weight.t() if is_input_major(module) else weight
+
+
+def bias_of(module: nn.Module) -> Float[Tensor, " outputs"] | None:
+    """The bias of a projection that adds one, without a gradient; no copy."""
+    return module.get_parameter("bias").detach() if has_bias(module) else None
 
 
 def architecture_of(model: nn.Module) -> Architecture:

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from circuitsieve.circuits.nodes import WRITE_OF_READ
-from circuitsieve.models.architectures import has_bias, is_input_major
+from circuitsieve.models.architectures import bias_of, has_bias, is_input_major, weight_of
 from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Site, SiteKind
 
@@ -131,8 +131,8 @@ def picked(values: Tensor, units: Int[Tensor, " n"]) -> Tensor:
 
 
 def _mlp(subject: Subject, site: Site, units: Bool[Tensor, " n"]) -> LeanSite:
-    roles = ("gate", "up") if len(subject.architecture.family.mlp_in) == 2 else ("mlp_in",)
-    inputs = _inputs(subject, site.layer, {role: subject.rows(role).flatten()[units] for role in roles})
+    rows = {role: subject.rows(role).flatten()[units] for role in subject.architecture.family.mlp_roles}
+    inputs = _inputs(subject, site.layer, rows)
     return _lean_site(subject, site, units, units, inputs)
 
 
@@ -168,8 +168,7 @@ def _lean_site(
         inputs: the narrowed modules that compute them.
     """
     module = subject.architecture.read_module(site)
-    weight = module.get_parameter("weight").detach()
-    bias = module.get_parameter("bias").detach() if has_bias(module) else None
+    weight, bias = module.get_parameter("weight").detach(), bias_of(module)
     dim = 0 if is_input_major(module) else 1
     opened = units.nonzero().flatten().to(weight.device)
     written = Site(WRITE_OF_READ[site.kind], site.layer)
@@ -177,7 +176,7 @@ def _lean_site(
     return LeanSite(
         open=opened,
         among_computed=units[computed].nonzero().flatten().to(weight.device),
-        weight=weight.t() if is_input_major(module) else weight,
+        weight=weight_of(module),
         bias=bias,
         written=written if subject.architecture.write_module(written) is module else None,
         reading=Narrowed(module, {"weight": weight.index_select(dim, opened), **without_bias}),

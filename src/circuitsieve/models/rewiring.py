@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from circuitsieve.circuits.graph import EdgeMasks, Graph, Receiver
 from circuitsieve.circuits.nodes import Activations, SiteMasks
 from circuitsieve.errors import UnsupportedModel
-from circuitsieve.models.architectures import has_bias, is_input_major
+from circuitsieve.models.architectures import bias_of, weight_of
 from circuitsieve.models.hooks import intercepted
 from circuitsieve.models.placement import require_undispatched
 from circuitsieve.models.subject import Subject
@@ -111,7 +111,9 @@ class _Wiring:
         space, projection = self.subject.space, self.subject.architecture.family.attn_out
         change = z - self.baselines[Site(SiteKind.ATTN_READ, layer)].to(z)
         change = change.view(*z.shape[:-1], space.heads, space.head_dim)
-        weight = _weight(self.subject.architecture.projection(layer, projection)).view(-1, space.heads, space.head_dim)
+        weight = weight_of(self.subject.architecture.projection(layer, projection)).view(
+            -1, space.heads, space.head_dim
+        )
         out_dims = self._out_dims(layer)
         for head in range(space.heads):
             if self.read_by_some[source := self.graph.head(layer, head)]:
@@ -168,10 +170,10 @@ class _Wiring:
         places, own = streams
         normed = norm.forward(own).to(output.dtype)  # not called: its hooks belong to the stream of all
         chosen = rows.to(output.device)[places]
-        weight = _weight(module)[chosen.flatten()].view(*chosen.shape, -1)
+        weight = weight_of(module)[chosen.flatten()].view(*chosen.shape, -1)
         values = torch.einsum("nbtw,nhw->btnh", normed, weight)
-        if has_bias(module):
-            values = values + module.get_parameter("bias").detach()[chosen]
+        if (bias := bias_of(module)) is not None:
+            values = values + bias[chosen]
         return output.index_copy(-1, chosen.flatten(), values.flatten(-2))
 
     def on_final(self, x: Tensor) -> Tensor | None:
@@ -189,11 +191,6 @@ class _Wiring:
             return None
         lost = _mixture(cut[places][:, sources].to(stream), [self.written[source] for source in sources.tolist()])
         return places, stream - lost
-
-
-def _weight(module: nn.Module) -> Float[Tensor, "outputs inputs"]:
-    weight = module.get_parameter("weight").detach()
-    return weight.t() if is_input_major(module) else weight
 
 
 def _mixture(shares: Float[Tensor, "receivers sources"], written: list[Tensor]) -> Float[Tensor, "receivers ..."]:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.circuits.nodes import WRITE_OF_READ, Activations
 from circuitsieve.errors import ConfigError
-from circuitsieve.models.architectures import has_bias, is_input_major
+from circuitsieve.models.architectures import bias_of, weight_of
 from circuitsieve.models.narrow import ConstantAttention, CutProjection, PartlyConstant
 from circuitsieve.models.placement import require_undispatched
 from circuitsieve.models.subject import Subject, fitting
@@ -114,8 +114,7 @@ class _Block:
         self.write_baseline = constants[Site(write, layer)].expand(subject.space.width)
 
     def shrink_mlp(self, reads: Bool[Tensor, " n"], writes: Bool[Tensor, " width"]) -> None:
-        roles = ("gate", "up") if len(self.family.mlp_in) == 2 else ("mlp_in",)
-        rows = {role: self.subject.rows(role).flatten()[reads] for role in roles}
+        rows = {role: self.subject.rows(role).flatten()[reads] for role in self.family.mlp_roles}
         self._cut_inputs(rows, rows)
         self._cut_output(reads, reads, writes)
 
@@ -163,7 +162,7 @@ class _Block:
         places = self.subject.outputs_by_module(computed)
         for path, rows in self.subject.outputs_by_module(left).items():
             module, place = self.module.get_submodule(path), places[path]
-            weight, bias = _weight(module), _bias(module)
+            weight, bias = weight_of(module), bias_of(module)
             chosen = rows.to(weight.device)
             outputs = None if len(rows) == len(place) else torch.searchsorted(place, rows).to(_real(weight.device))
             cut = CutProjection(
@@ -186,7 +185,7 @@ class _Block:
         if self.norm is not None:  # it reads every out dim
             writes = torch.ones_like(writes)
         module = self.module.get_submodule(self.projection.path)
-        weight = _weight(module)
+        weight = weight_of(module)
         place, device = _real(weight.device), weight.device
         units, dims = reads.nonzero().flatten(), writes.nonzero().flatten()
         cut = CutProjection(
@@ -201,7 +200,7 @@ class _Block:
     def _constant(self, reads: Bool[Tensor, " n"]) -> Float[Tensor, " width"]:
         """What the output projection makes of the baselines of all that it no longer reads, float64."""
         module = self.module.get_submodule(self.projection.path)
-        weight, bias = _weight(module), _bias(module)
+        weight, bias = weight_of(module), bias_of(module)
         closed = self.read_baseline.to(weight.device, torch.float64).masked_fill(reads.to(weight.device), 0)
         constant = weight.double() @ closed
         return constant if bias is None else constant + bias.double()
@@ -210,12 +209,3 @@ class _Block:
 def _real(device: torch.device) -> torch.device:
     """Where indices lie: with the weights, but on the CPU where these have no values yet."""
     return torch.device("cpu") if device.type == "meta" else device
-
-
-def _weight(module: nn.Module) -> Float[Tensor, "outputs inputs"]:
-    weight = module.get_parameter("weight").detach()
-    return weight.t() if is_input_major(module) else weight
-
-
-def _bias(module: nn.Module) -> Float[Tensor, " outputs"] | None:
-    return module.get_parameter("bias").detach() if has_bias(module) else None
