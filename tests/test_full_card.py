@@ -21,6 +21,7 @@ from circuitsieve.data.tokenising import Example, Pairs
 from circuitsieve.errors import ConfigError
 from circuitsieve.evaluation import minimality
 from circuitsieve.evaluation.areas import SIZES, areas, cmd, cpr
+from circuitsieve.evaluation.card import evaluate
 from circuitsieve.evaluation.controls import anywhere, kept, matched_random, some_of, whole, without
 from circuitsieve.evaluation.full import evaluate_fully
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness
@@ -295,6 +296,43 @@ def places(granularity: Granularity) -> list[tuple[int, int]]:
     return list(itertools.product(range(layers), range(n)))
 
 
+def test_what_runs_on_some_of_the_pairs_compares_like_with_like(card: dict):
+    """The sections that run many circuits say of 12 of the 30 pairs what they would say if there were no others."""
+    fewer = replace(CONFIG, random_pairs=12)
+    here = Harness(SUBJECT, CIRCUIT, TEST, fewer)
+    prompts = {
+        tuple(row[: int(position) + 1].tolist())
+        for batch in here.few.batches
+        for row, position in zip(batch.clean, batch.positions, strict=True)
+    }
+    some = tuple(example for example in TEST if example.clean in prompts)
+    assert len(some) == len(prompts) == 12 < len(TEST)
+    found = evaluate_fully(MODEL, CIRCUIT, PAIRS, RANKING, config=fewer)
+    alone = evaluate_fully(MODEL, CIRCUIT, Pairs((), (), some), RANKING, config=CONFIG)
+    for name in ("sufficiency", "necessity", "completeness", "minimality"):
+        mine, expected, of_all = (leaves(of[name]) for of in (found, alone, card))
+        assert mine.keys() == expected.keys()
+        for key, value in expected.items():
+            close = pytest.approx(value, rel=1e-3, abs=1e-5) if isinstance(value, float) else value
+            assert "corrected" in key or mine[key] == close, key
+        both = [(mine[key], of_all[key]) for key in mine if isinstance(mine[key], float)]
+        assert any(one != pytest.approx(other, rel=1e-2) for one, other in both if isinstance(other, float))
+    assert found["equivalence"]["n"] == len(TEST)
+    quick, few = (
+        evaluate(MODEL, CIRCUIT, pairs, config=config)["random"] for pairs, config in ((TEST, fewer), (some, CONFIG))
+    )
+    assert quick["n"] == 12
+    assert quick["kl"] == pytest.approx(few["kl"], rel=1e-4)
+
+
+def leaves(values: dict, prefix: str = "") -> dict[str, object]:
+    """Nested values by path."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        found |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
 # --- the whole --------------------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +390,79 @@ def test_tests_that_speak_against_a_circuit_are_the_failed_ones():
     untested = {test: {"p_corrected": value} for test, value in good.items()} | {"independence": {"p": None}}
     assert against({**untested, "verdicts": {}}) == []
     assert against({"test": {}}) == []
+
+
+SECTIONS_SAID = {
+    "equivalence": {"n": 40, "share": 0.25, "p": 0.5, "p_equal": 0.5},
+    "independence": {"p": 0.5},
+    "sufficiency": {"p": 0.5, "beaten": 0.75},
+    "necessity": {"p": 0.5, "matched": {"hurt_less": 0.5}},
+    "minimality": {"needed": 0.125, "compared": 8},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "p_values", "said", "speaks_against"),
+    [
+        (
+            "equivalence",
+            {"p": 1e-6},
+            "The circuit does not score as the full model does: it scores higher on 25% of 40 pairs.",
+            True,
+        ),
+        (
+            "equivalence",
+            {"p_equal": 1e-6},
+            "The circuit scores as the full model does: it scores higher on 25% of 40 pairs.",
+            False,
+        ),
+        (
+            "equivalence",
+            {},
+            "Whether the circuit scores as the full model does cannot be told: it scores higher on 25% of 40 pairs.",
+            False,
+        ),
+        (
+            "independence",
+            {"p": 1e-6},
+            "What the circuit leaves out still follows the full model's scores: something of the task lies outside.",
+            True,
+        ),
+        ("independence", {}, "No trace of the full model's scores was found in what the circuit leaves out.", False),
+        (
+            "sufficiency",
+            {"p": 1e-6},
+            "The circuit does better than most random circuits of its shape (than 75% of those tried).",
+            False,
+        ),
+        (
+            "sufficiency",
+            {},
+            "It is not shown that the circuit does better than most random circuits of its shape (than 75% of those tried).",
+            True,
+        ),
+        (
+            "necessity",
+            {"p": 1e-6},
+            "Without the circuit the model fails more than without most random circuits of its shape "
+            "(than 50% of those tried).",
+            False,
+        ),
+        (
+            "necessity",
+            {},
+            "It is not shown that the model needs this circuit more than most random circuits of its shape "
+            "(than 50% of those tried).",
+            True,
+        ),
+        ("minimality", {}, "12% of 8 nodes of the circuit matter more than most nodes outside would.", False),
+    ],
+)
+def test_what_is_said_of_a_test_is_what_came_out(name: str, p_values: dict, said: str, *, speaks_against: bool):
+    values = {**SECTIONS_SAID, name: {**SECTIONS_SAID[name], **p_values}}
+    found = judged({section: {"values": of, "intervals": {}, "reasons": {}} for section, of in values.items()})
+    assert found["verdicts"][name] == said
+    assert (name in against(found)) == speaks_against
 
 
 def test_p_values_of_both_tests_of_equivalence_are_corrected_with_the_others(card: dict):
