@@ -22,7 +22,8 @@ from circuitsieve.search.problem import Problem
 from circuitsieve.search.pruning import NOISE_FALLS, RANKED_REACH, PruningPhase
 from circuitsieve.search.ranking import RankingPhase
 from circuitsieve.search.shrinking import EVERY
-from circuitsieve.vocabulary import OUT_DIMS, UNIT_GRANULARITIES, Granularity
+from circuitsieve.search.training import Training
+from circuitsieve.vocabulary import OUT_DIMS, UNIT_GRANULARITIES, Granularity, Sampling
 from models import random_examples, shared
 from planted import CONFIG, HEAD_DIM, HEADS, NEURONS, PAIRS
 
@@ -222,3 +223,42 @@ def test_blocks_that_cannot_be_folded_are_left_whole_by_passes_that_shrink(famil
     found, plain = (discover(model, pairs, config.replaced(shrinking=shrinking)) for shrinking in ("on", "off"))
     assert found.circuit.size <= 0.3
     assert plain.circuit.size <= 0.3
+
+
+@pytest.mark.parametrize("sampling", list(Sampling))
+def test_a_pressure_is_faded_in_over_the_warm_up(planted: GPT2LMHeadModel, sampling: Sampling):
+    config = CONFIG.replaced(pressure=2.0, warmup=4, sampling=str(sampling))
+    phase = first_phase(Problem.of(Subject.of(planted), PAIRS, config))
+    assert isinstance(phase, PruningPhase)
+    assert phase.gates.sampling is sampling
+    for step, share in ((0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)):
+        objective, facts = phase.objective(step, torch.tensor(0.7), phase.draw(step))
+        assert float(facts["pressure"]) == pytest.approx(2.0 * share)
+        assert float(objective.detach()) == pytest.approx(0.7 + 2.0 * share * float(facts["penalty"]))
+
+
+def test_a_step_adds_the_hinge_and_clips_the_gradient(planted: GPT2LMHeadModel):
+    """One step each, from the same start: the objective's gradient is that of the KL and of what is short of the margin."""
+
+    def after(**settings: object) -> tuple[dict[str, float], torch.Tensor]:
+        problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(pressure=0.1, steps=4, **settings))
+        training = Training(problem)
+        phase = first_phase(problem)
+        assert isinstance(phase, PruningPhase)
+        training.begin(phase)
+        batch = problem.train.batches[0]
+        found = {name: float(value) for name, value in training.step(0, batch).items()}
+        return found, torch.cat(
+            [parameter.grad.flatten() for parameter in phase.gates.parameters() if parameter.grad is not None]
+        )
+
+    plain, gradient = after(clip=1e6)
+    hinged, other = after(clip=1e6, hinge=100.0)
+    far, same = after(clip=1e6, hinge=-100.0)
+    clipped, short = after(clip=1e-3)
+    assert plain["gradient_norm"] == pytest.approx(float(gradient.norm()), rel=1e-4)
+    assert clipped["gradient_norm"] == pytest.approx(plain["gradient_norm"], rel=1e-4)
+    torch.testing.assert_close(short, gradient * 1e-3 / plain["gradient_norm"], rtol=1e-3, atol=1e-9)
+    assert torch.equal(same, gradient)  # no pair is short of such a margin
+    assert (far["kl"], hinged["kl"]) == (plain["kl"], plain["kl"])
+    assert not torch.allclose(other, gradient, rtol=1e-2)

@@ -129,3 +129,23 @@ def test_where_layers_are_run_again_training_keeps_half_the_bits_and_judging_all
     )
     if own == torch.float32:
         assert not torch.equal(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("charge", ["open", "all"])
+def test_prices_are_higher_in_early_layers_and_nothing_is_paid_inside_of_what_is_closed(charge: str):
+    config = DiscoveryConfig("hard_concrete", penalty={"head": 3.0, "attn_block": 0.5}, depth_factor=2.0, charge=charge)
+    problem = Problem.of(shared("llama"), PAIRS, config)
+    space = problem.space
+    masks = {g: torch.ones(space.shape(g)) for g in problem.granularities}
+    masks[G.ATTN_BLOCK][-1] = 0
+    masks[G.HEAD][0, 0] = 0
+    found = problem.prices(masks)
+    early, late = 1 + 2.0, 1.0
+    assert found[G.ATTN_BLOCK][[0, -1], 0].tolist() == [0.5 * early, 0.5 * late]
+    inside = 0.0 if charge == "open" else 1.0
+    assert found[G.HEAD].broadcast_to(space.shape(G.HEAD))[0].tolist() == [3.0 * early] * space.heads
+    assert found[G.HEAD].broadcast_to(space.shape(G.HEAD))[-1].tolist() == [3.0 * late * inside] * space.heads
+    dims = found[G.HEAD_DIM].broadcast_to(space.shape(G.HEAD_DIM))[0].view(space.heads, -1) / config.price("head_dim")
+    expected = torch.full_like(dims, early)
+    expected[0] *= inside
+    torch.testing.assert_close(dims, expected)

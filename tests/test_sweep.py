@@ -13,7 +13,7 @@ from circuitsieve.evaluation.card import evaluate
 from circuitsieve.models.loading import load_model
 from circuitsieve.runs.folder import RunFolder
 from circuitsieve.workflow import sweep
-from circuitsieve.workflow.points import knee
+from circuitsieve.workflow.points import Point, knee, medians, write_tables
 
 FEW = "--steps 5 --batch-size 8 --train-pairs 24 --validation-pairs 16 --test-pairs 12"
 WORDS = f"sweep --model demo --task ioi --methods nested attribution --sizes 0.2 0.4 --seeds 0 1 {FEW}"
@@ -171,3 +171,29 @@ def test_the_knee_is_the_point_farthest_below_the_line(
     curve: list[tuple[float, float]], expected: float | None
 ) -> None:
     assert knee(curve) == expected
+
+
+def test_curves_are_medians_over_seeds_from_the_largest_size_on(tmp_path: Path) -> None:
+    kls = {
+        ("nested", 0.8): [0.1, 0.1, 0.4],
+        ("nested", 0.1): [2.0, 9.0, 1.0],
+        ("nested", 0.4): [0.1, 0.0, 0.9],
+        ("nested", 0.2): [0.1, 0.12, 5.0],
+        ("random", 0.2): [7.0, 8.0, 6.5],
+    }
+    points = [
+        Point(
+            method, seed, asked, asked - seed / 100, 0.5, 1, 2, 3, kl, None, None, 1.0, 1.0, 1.0, None, None, 0.3, 1.0
+        )
+        for (method, asked), values in kls.items()
+        for seed, kl in enumerate(values)
+    ]
+    curves = {"nested": [(0.79, 0.1), (0.39, 0.1), (0.19, 0.12), (0.09, 2.0)], "random": [(0.19, 7.0)]}
+    assert medians(points) == {
+        method: [(pytest.approx(size), kl) for size, kl in curve] for method, curve in curves.items()
+    }
+    write_tables(tmp_path, points, "a title")
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    assert content["methods"]["nested"]["knee"] == pytest.approx(0.19)
+    assert content["methods"]["random"]["knee"] is None
+    assert [kl for _, kl in content["methods"]["nested"]["curve"]] == [0.1, 0.1, 0.12, 2.0]
