@@ -8,12 +8,11 @@ stopped. `page` makes the tables.
 """
 
 import argparse
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from surroundings import surroundings
+from surroundings import surroundings, write_results
 
 # isort: split
 
@@ -53,8 +52,7 @@ def measure(options: argparse.Namespace) -> None:
                 rows.append(
                     {"task": task, "method": method, "budget": budget, **one_run(options, task, method, budget)}
                 )
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+                write_results(options.out, {**about, "rows": rows})
 
 
 def one_run(options: argparse.Namespace, task: str, method: str, budget: str) -> Row:

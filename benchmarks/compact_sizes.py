@@ -8,11 +8,10 @@ model on the run's test pairs; times are medians of calls taken in turns with th
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from surroundings import surroundings
+from surroundings import surroundings, write_results
 
 # isort: split
 
@@ -69,7 +68,7 @@ def main() -> None:
     found = measured(arguments.run, arguments.sizes)
     print(table(found))
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps({"surroundings": surroundings(), "sizes": found}, indent=2) + "\n")
+        write_results(arguments.out, {"surroundings": surroundings(), "sizes": found})
 
 
 if __name__ == "__main__":

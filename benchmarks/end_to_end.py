@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from surroundings import surroundings  # before all that reads the environment when it is imported
+from surroundings import surroundings, write_results  # before all that reads the environment when it is imported
 
 # isort: split
 
@@ -113,7 +113,7 @@ def main() -> None:
         ratios = ", ".join(f"{ratio:.2f} ({dtype})" for dtype, ratio in found["ratios"].items())
         figures = [f"{found[name]:.3f}" for name in ("size", "test_kl", "test_accuracy")]
         table.add_row(str(seed), way, f"{found['seconds']:.0f}", ratios, *figures)
-        options.out.write_text(json.dumps({**about, "runs": rows}, indent=2) + "\n")
+        write_results(options.out, {**about, "runs": rows})
     Console().print(table)
 
 

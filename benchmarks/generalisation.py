@@ -8,10 +8,9 @@ not touched. Writes JSON with the machine, the versions and the command.
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from surroundings import surroundings  # before all that reads the environment when it is imported
+from surroundings import surroundings, write_results  # before all that reads the environment when it is imported
 
 # isort: split
 
@@ -77,8 +76,7 @@ def main() -> None:
             for steps in options.steps:
                 rows += one_ranking(loaded, pairs, looks, steps, seed)
                 results = {**surroundings(), "rows": rows}
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(results, indent=2) + "\n")
+                write_results(options.out, results)
     table = Table("looks", "steps", "seed", "size", "training KL", "validation KL")
     for row in rows:
         table.add_row(*(f"{value:.3g}" for value in row.values()))

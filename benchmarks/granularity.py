@@ -11,12 +11,11 @@ goes on if it was stopped. `page` makes the tables.
 """
 
 import argparse
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from surroundings import surroundings
+from surroundings import surroundings, write_results
 
 # isort: split
 
@@ -59,8 +58,7 @@ def measure(options: argparse.Namespace) -> None:
     for task in options.tasks:
         for seed in options.seeds:
             tasks.setdefault(task, {})[str(seed)] = four(options, task, seed)
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps({**about, "tasks": tasks}, indent=2) + "\n")
+            write_results(options.out, {**about, "tasks": tasks})
 
 
 def four(options: argparse.Namespace, task: str, seed: int) -> dict[str, Row]:

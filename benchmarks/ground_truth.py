@@ -10,7 +10,6 @@ Each model is trained and searched on one thread; `--jobs` of them run at a time
 
 import argparse
 import itertools
-import json
 import math
 import multiprocessing
 import statistics
@@ -18,7 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from surroundings import surroundings
+from surroundings import surroundings, write_results
 
 # isort: split
 
@@ -102,7 +101,7 @@ def main() -> None:
         for job in as_completed(jobs):
             found[jobs[job]] = job.result()
             rows = [row for model in models for row in found.get(model, ())]
-            options.out.write_text(json.dumps({**surroundings(), "rows": rows}, indent=1) + "\n")
+            write_results(options.out, {**surroundings(), "rows": rows})
             Console(stderr=True).print(f"{jobs[job][0]}, seed {jobs[job][1]}: done")
     text = tables(rows)
     Console().print(text, highlight=False, soft_wrap=True)

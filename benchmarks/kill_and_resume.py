@@ -8,13 +8,14 @@ masks must be equal, byte for byte, to those of a run that was never disturbed. 
 
 import argparse
 import hashlib
-import json
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from surroundings import surroundings, write_results
 
 RESULTS = Path(__file__).parent / "results" / "kill-and-resume.json"
 
@@ -73,7 +74,7 @@ def main() -> int:
             same += bits(out) == expected
             print(f"round {rounds} has ended; masks equal: {bits(out) == expected}", flush=True)
     result = {
-        "command": ["benchmarks/kill_and_resume.py", *sys.argv[1:]],
+        **surroundings(),
         "discover": words,
         "kills": len(killed),
         "steps_in_the_last_checkpoint_at_each_kill": killed,
@@ -81,7 +82,7 @@ def main() -> int:
         "rounds_with_equal_masks": same,
     }
     if options.record:
-        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+        write_results(RESULTS, result)
     print(f"{len(killed)} kills in {rounds} rounds; masks equal in {same} of them")
     return int(same != rounds)
 

@@ -1,8 +1,8 @@
 """The main job on any tasks, over several seeds: what the README and docs/tasks.md quote.
 
-    python benchmarks/main_job.py --model smollm2 --max-kl 0.16 --out benchmarks/results/smollm2-ioi.json
-    python benchmarks/main_job.py --model smollm2 --tasks gender_pronoun greater_than agreement capitals docstring \\
-        --min-faithfulness 0.95 --out benchmarks/results/smollm2-tasks.json --markdown docs/tasks.md
+    python benchmarks/main_job.py --model smollm2 --max-kl 0.16 --seeds 0 --out benchmarks/results/smollm2-ioi-nested-seed-0.json
+    python benchmarks/main_job.py --model smollm2 --method hard_concrete --min-faithfulness 0.95 --out smollm2-tasks.json \\
+        --tasks gender_pronoun greater_than agreement capitals docstring --markdown docs/tasks.md
 
 The seed draws the pairs, the gates, their noise and the order of the batches. Prints a table for each task (median, lowest
 and highest over seeds), writes JSON with the machine, the versions and the command. Run folders lie under --runs. A run that
@@ -15,7 +15,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from surroundings import surroundings  # before all that reads the environment when it is imported
+from surroundings import surroundings, write_results  # before all that reads the environment when it is imported
 
 # isort: split
 
@@ -78,7 +78,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--tasks", nargs="+", default=["ioi"])
-    budget = parser.add_mutually_exclusive_group()
+    budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--max-kl", type=float)
     budget.add_argument("--min-faithfulness", type=float)
     parser.add_argument("--method", default=DiscoveryConfig().method, choices=list(map(str, Method)))
@@ -183,7 +183,7 @@ def main() -> None:
             if str(seed) not in runs:
                 runs[str(seed)] = one_run(options, task, seed)
             results = {**about, "tasks": found}
-            options.out.write_text(json.dumps(results, indent=2) + "\n")
+            write_results(options.out, results)
         table = Table(title=title(options, task), title_justify="left")
         for heading in ("", "median", "lowest", "highest"):
             table.add_column(heading, justify="right")

@@ -11,13 +11,12 @@ summed over their storages. Prompts are random tokens. Prints a table, writes JS
 import argparse
 import ctypes
 import gc
-import json
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from surroundings import surroundings  # before all that reads the environment when it is imported
+from surroundings import surroundings, write_results  # before all that reads the environment when it is imported
 
 # isort: split
 
@@ -153,7 +152,7 @@ def main() -> None:
         ]
         table.add_row(name, *(part for cell in cells for part in cell.split("|")))
     Console().print(table)
-    options.out.write_text(json.dumps({**surroundings(), "bytes": rows}, indent=2) + "\n")
+    write_results(options.out, {**surroundings(), "bytes": rows})
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ writes JSON with the machine and the command. Run folders lie under --runs.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from surroundings import surroundings  # before all that reads the environment when it is imported
+from surroundings import surroundings, write_results  # before all that reads the environment when it is imported
 
 # isort: split
 
@@ -85,7 +84,7 @@ def main() -> None:
         table.add_row(name, *(format(row[name], form) for row in rows.values()))
     Console().print(table)
     results = {**surroundings(), "rows": rows}
-    options.out.write_text(json.dumps(results, indent=2) + "\n")
+    write_results(options.out, results)
 
 
 if __name__ == "__main__":

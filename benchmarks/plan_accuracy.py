@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from surroundings import surroundings
+from surroundings import surroundings, write_results
 
 # isort: split
 
@@ -82,7 +82,7 @@ def main() -> None:
         minutes = (row["plan"]["total_seconds"] / 60, row["seconds"] / 60, row["ratios"]["time"])
         memory = (row["plan"]["peak_memory_bytes"] / 2**30, row["peak_memory_bytes"] / 2**30, row["ratios"]["memory"])
         table.add_row(job, *(f"{figure:.2f}" for figure in (*minutes, *memory)))
-        options.out.write_text(json.dumps({**about, "jobs": rows}, indent=2) + "\n")
+        write_results(options.out, {**about, "jobs": rows})
     Console().print(table)
 
 

@@ -10,13 +10,14 @@ task may be given options after a colon. `page` makes the tables of such files: 
 """
 
 import argparse
-import json
 import statistics
+import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from surroundings import surroundings
+from surroundings import surroundings, write_results
 
 # isort: split
 
@@ -92,7 +93,8 @@ Medians over seeds (the lowest and the highest in brackets); each seed draws oth
 figures but those on training pairs are of test pairs, which are in no other split. Of `ioi` their names are in none either; of
 `ioi:split_names=false` all splits share them, as published IOI data do. Size is the kept share of the read-site units; all
 methods rank the same units, with the same baselines, through the same masks, and are cut at exactly the same sizes (`nested` also
-closes out dims where that helps, which no size counts). The last column compares the seeds that both have. Seconds are those
+closes out dims where that helps, which no size counts). Scores that are not learned look at 384 of the training
+pairs, integrated gradients at 4 points each. The last column compares the seeds that both have. Seconds are those
 of the search (a method that does not learn is run once for all sizes). {remark}
 
 {tables}
@@ -108,6 +110,7 @@ def page(files: Iterable[Path], command: str, remark: str = "") -> str:
     for result in results:
         for task, found in result["tasks"].items():
             points, layers = measured.setdefault((result["model"], task), ([], {}))
+            refuse_repeated(f"{result['model']}, {task}", [*points, *found["points"]])
             points += found["points"]
             layers |= found["units by layer"]
     tables = []
@@ -116,6 +119,16 @@ def page(files: Iterable[Path], command: str, remark: str = "") -> str:
         heading = f"## {model}, {task}\n\nAccuracy of the full model: {full:.3f}.\n\n"
         tables.append(f"{heading}{table(points)}\n{where(layers)}")
     return PAGE.format(tables="\n".join(tables), command=command, commands=sources(results), remark=remark)
+
+
+def refuse_repeated(what: str, points: Points) -> None:
+    """A search that stands in two files would count twice: say which, and end."""
+    searches = Counter((point["method"], point["seed"], point["asked"]) for point in points)
+    for (method, seed, size), count in searches.items():
+        if count > 1:
+            sys.exit(
+                f"{what}: found {method}, seed {seed}, size {size:g} {count} times, expected every search in one file"
+            )
 
 
 def table(points: Points) -> str:
@@ -186,7 +199,7 @@ def main() -> None:
     """Measure, or write the page."""
     options = arguments()
     if options.command == "measure":
-        options.out.write_text(json.dumps(measure(options), indent=1) + "\n")
+        write_results(options.out, measure(options))
     else:
         options.out.write_text(page(options.results, surroundings()["command"], options.remark))
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from surroundings import surroundings  # before all that reads the environment when it is imported
+from surroundings import surroundings, write_results  # before all that reads the environment when it is imported
 
 # isort: split
 
@@ -224,7 +224,7 @@ def main() -> None:
     results = json.loads(options.out.read_text()) if options.out.exists() else {}
     for part in options.parts:
         results[part] = {**surroundings(), "rows": PARTS[part](options.rounds)}
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        write_results(options.out, results)
     for name, table in tables(results).items():
         print(f"\n{name}\n{table}")
     if options.page is not None:

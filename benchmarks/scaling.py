@@ -8,11 +8,10 @@ and the command.
 """
 
 import argparse
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from surroundings import surroundings  # before all that reads the environment when it is imported
+from surroundings import surroundings, write_results  # before all that reads the environment when it is imported
 
 # isort: split
 
@@ -100,7 +99,7 @@ def main() -> None:
         ratios = " ".join(f"{row['ratio']:.2f}" for row in rows)
         table.add_row(name, str(values[0]), str(values[-1]), f"{ours:.2f}", f"{bare:.2f}", ratios)
     Console().print(table)
-    options.out.write_text(json.dumps({**surroundings(), "exponents": found}, indent=2) + "\n")
+    write_results(options.out, {**surroundings(), "exponents": found})
 
 
 if __name__ == "__main__":

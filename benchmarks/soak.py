@@ -11,7 +11,6 @@ Exit status 1 if something was left or the resident size grew. The cycle of jobs
 
 import argparse
 import itertools
-import json
 import shutil
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from surroundings import surroundings  # before all that reads the environment when it is imported
+from surroundings import surroundings, write_results  # before all that reads the environment when it is imported
 
 # isort: split
 
@@ -215,7 +214,7 @@ def main() -> None:
     print("\n".join(complaints) or "nothing was left")
     every = max(1, len(rows) // 200)
     results = {**about, **found, "complaints": complaints, "rows": [asdict(row) for row in rows[::every]]}
-    options.out.write_text(json.dumps(results, indent=2) + "\n")
+    write_results(options.out, results)
     sys.exit(bool(complaints))
 
 

@@ -9,7 +9,6 @@ versions and the command. Around the base case, one thing is varied at a time; -
 """
 
 import argparse
-import json
 import random
 import statistics
 import time
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from surroundings import surroundings  # before all that reads the environment when it is imported
+from surroundings import surroundings, write_results  # before all that reads the environment when it is imported
 
 # isort: split
 
@@ -196,7 +195,7 @@ def main() -> None:
         table.add_row(name, f"{1e3 * row['bare']:.0f}", f"{1e3 * row['step']:.0f}", f"{row['ratio']:.2f}", spread)
     Console().print(table)
     results = {**surroundings(), "cases": {name: {**asdict(CASES[name]), **row} for name, row in rows.items()}}
-    options.out.write_text(json.dumps(results, indent=2) + "\n")
+    write_results(options.out, results)
 
 
 if __name__ == "__main__":

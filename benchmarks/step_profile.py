@@ -8,13 +8,12 @@ of the model's own shape. Prints a table, writes JSON with the machine, the vers
 """
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from surroundings import surroundings  # before all that reads the environment when it is imported
+from surroundings import surroundings, write_results  # before all that reads the environment when it is imported
 
 # isort: split
 
@@ -99,7 +98,7 @@ def main() -> None:
         table.add_row(kind, *(f"{found[dtype][side].get(kind, 0):.0f}" for dtype, side in columns))
     table.add_row("in all", *(f"{sum(found[dtype][side].values()):.0f}" for dtype, side in columns))
     Console().print(table)
-    options.out.write_text(json.dumps({**surroundings(), "milliseconds": found}, indent=2) + "\n")
+    write_results(options.out, {**surroundings(), "milliseconds": found})
 
 
 if __name__ == "__main__":

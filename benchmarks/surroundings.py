@@ -1,10 +1,12 @@
 """What every benchmark writes beside its results: command, commit, machine, threads, versions. Import it before torch."""
 
+import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,12 @@ set_up_libraries()
 
 
 def surroundings() -> dict[str, Any]:
-    """Command, commit, machine, threads and versions, fit for JSON."""
+    """Command, commit (marked where files differ from it), machine, threads and versions, fit for JSON."""
     import torch  # here, so that what this module sets up comes first
 
     from circuitsieve.search.problem import computes_in_bfloat16
 
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
     return {
         "command": shlex.join(["python", *sys.argv]),
         "commit": subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip(),
@@ -33,6 +35,12 @@ def surroundings() -> dict[str, Any]:
         },
         "versions": {name: version(name) for name in ("circuitsieve", "torch", "transformers")},
     }
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results as JSON; the folder is made where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def processor() -> str:

@@ -1,6 +1,5 @@
 """The report in headless Chromium: nothing is fetched, nothing fails, and clicks, keys and filters do what they say."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +9,10 @@ pytest.importorskip("playwright.sync_api")
 
 from playwright.sync_api import Page, sync_playwright
 
+from browser import CHROMIUM
 from tiny_cli import make_wired
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 QUIET = [
     "--disable-gpu",
     "--disable-background-networking",

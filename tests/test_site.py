@@ -6,7 +6,6 @@ import functools
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -18,13 +17,13 @@ from urllib.parse import urlsplit
 import pytest
 
 import circuitsieve
+from browser import CHROMIUM
 from circuitsieve.cli.app import app
 from circuitsieve.data.sources import read_pairs
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-CHROMIUM = shutil.which("chromium")
 LOADED = {"src", "srcset", "data", "poster", "action"}
 """Attributes that make a browser fetch something; `href` does so of links in the head and of pictures, not of anchors."""
 FETCHED = re.compile(r"""url\(\s*["']?([^"')]+)|@import\s+["']([^"']+)""")
@@ -120,7 +119,7 @@ def test_no_page_loads_anything_from_another_host(site: Path, pages: dict[str, P
     assert [(name, url) for name, url in loads if urlsplit(url).netloc] == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_browser_asks_for_nothing_but_the_files_of_the_site(site: Path, pages: dict[str, Page]):
     playwright = pytest.importorskip("playwright.sync_api")
     asked: list[str] = []
