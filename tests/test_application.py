@@ -156,3 +156,62 @@ def test_a_circuit_without_its_constants_is_refused(ablation: Ablation):
         circuitsieve.applied(subject.model, circuit),
     ):
         pass
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "gpt_neox", "gemma2"])
+def test_padded_prompts_are_ablated_as_each_alone(family: str):
+    """Of two lengths, padded on the left, as generation does it."""
+    subject = shared(family)
+    circuit = half(subject, Ablation.CORRUPTED)
+    short, other = PROMPTS[:1, 2:], OTHERS[:1, 2:]
+    mask = torch.ones_like(PROMPTS[:2])
+    mask[0, :2] = 0
+
+    def padded(one: Tensor, two: Tensor) -> Tensor:
+        return torch.cat([torch.nn.functional.pad(one, (2, 0), value=1), two])
+
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    with torch.no_grad():
+        with circuitsieve.applied(subject.model, circuit, corrupted=padded(other, OTHERS[1:2]), attention_mask=mask):
+            found = subject.model(padded(short, PROMPTS[1:2]), attention_mask=mask, position_ids=positions).logits[
+                :, -1
+            ]
+        for row, (clean, corrupted) in enumerate(((short, other), (PROMPTS[1:2], OTHERS[1:2]))):
+            with circuitsieve.applied(subject.model, circuit, corrupted=corrupted):
+                alone = subject.model(clean).logits[0, -1]
+            assert close(found[row], alone), row
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_circuit_is_the_model_with_recorded_activations_patched_in(family: str):
+    """By plain forward hooks on the output projections."""
+    subject = shared(family)
+    circuit = half(subject, Ablation.CORRUPTED)
+    reads = {
+        (layer, role): circuit.masks[units][layer]
+        for layer in range(subject.space.layers)
+        for role, units in (("attn_out", Granularity.HEAD_DIM), ("mlp_out", Granularity.MLP_NEURON))
+    }
+    modules = {place: module(subject.model, place[1], place[0]) for place in reads}
+    seen: dict[tuple[int, str], Tensor] = {}
+    with torch.no_grad():
+        hooks = [
+            of.register_forward_pre_hook(lambda _, inputs, place=place: seen.__setitem__(place, inputs[0].clone()))
+            for place, of in modules.items()
+        ]
+        subject.model(OTHERS)
+        for hook in hooks:
+            hook.remove()
+        hooks = [
+            of.register_forward_pre_hook(
+                lambda _, inputs, place=place: (torch.where(reads[place], inputs[0], seen[place]), *inputs[1:])
+            )
+            for place, of in modules.items()
+        ]
+        expected = subject.model(PROMPTS).logits
+        for hook in hooks:
+            hook.remove()
+        with circuitsieve.applied(subject.model, circuit, corrupted=OTHERS):
+            found = subject.model(PROMPTS).logits
+    assert close(found, expected)
+    assert not close(found, subject.model(PROMPTS).logits)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,33 @@ def tampered(run: Path) -> None:
     content = json.loads((run / "sections.json").read_text())
     content["parts"]["quick"]["test"]["kl"] = 0.0
     (run / "sections.json").write_text(json.dumps(content))
+
+
+def test_other_constants_and_libraries_are_measured_anew(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    run = tmp_path / "mean"
+    words = ["--model", home / "model", "--task", home / "pairs.jsonl", "--out", run, "--steps", 3, "--batch-size", 4]
+    assert call(capsys, "discover", *words, "--ablation", "mean", "--size", 0.4).status == 0
+    card, _ = judge(run)
+    assert judge(run)[1].ran == []
+    folder = RunFolder.open(run)
+    circuit, ranking = folder.read_circuit()
+    assert circuit.constants is not None
+    stronger = {site: 3 * constant + 1 for site, constant in circuit.constants.items()}
+    folder.write_circuit(replace(circuit, constants=stronger), ranking, folder.read_json("circuit.json")["found"])
+    again, listener = judge(run)
+    assert listener.ran != []
+    assert again["test"]["kl"] != pytest.approx(card["test"]["kl"])
+    assert judge(run)[1].ran == []
+    described = judging.describe_model
+
+    def of_another_version(model: object) -> dict:
+        about = described(model)
+        return {**about, "versions": {**about["versions"], "torch": "0"}}
+
+    monkeypatch.setattr(judging, "describe_model", of_another_version)
+    assert judge(run)[1].ran != []
 
 
 @pytest.mark.parametrize("change", [other_masks, other_scores, damaged, tampered])

@@ -1,5 +1,6 @@
 """A model run as a circuit by whoever has code of their own: forward passes and `generate`, nothing else changed."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -58,9 +59,21 @@ def applied(
         )
     sites = [Site(kind, layer) for kind, mask in site_masks.items() for layer in range(len(mask))]
     with torch.no_grad(), record(subject, sites) as baselines:
-        subject.model(input_ids=corrupted, attention_mask=attention_mask, use_cache=False)
+        subject.model(
+            input_ids=corrupted,
+            attention_mask=attention_mask,
+            use_cache=False,
+            **_positions(subject.model, attention_mask),
+        )
     with masked(subject, site_masks, baselines, shape=tuple(corrupted.shape)):
         yield
+
+
+def _positions(model: nn.Module, attention_mask: Int[Tensor, "batch tokens"] | None) -> dict[str, Tensor]:
+    """Where tokens stand in prompts that are padded on the left, as `generate` counts; models do not count by themselves."""
+    if attention_mask is None or "position_ids" not in inspect.signature(model.forward).parameters:
+        return {}
+    return {"position_ids": (attention_mask.cumsum(1) - 1).clamp_min(0)}
 
 
 def _everywhere(circuit: Circuit) -> Activations:
