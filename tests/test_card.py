@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from circuitsieve.circuits.circuit import Circuit
@@ -18,6 +18,7 @@ from circuitsieve.evaluation.controls import matched_random
 from circuitsieve.evaluation.harness import EvaluationConfig
 from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Granularity
+from damage import examples
 from tiny import tiny_gpt2, tiny_pairs
 
 MODEL = tiny_gpt2()
@@ -56,7 +57,7 @@ def shape_of(circuit: Circuit) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 10**6), st.floats(0.2, 1.0), st.integers(0, 10**6))
 def test_matched_random_circuit_has_the_shape_of_the_circuit(seed, density, draw):
     circuit = random_circuit(seed, density)

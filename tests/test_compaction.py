@@ -39,6 +39,32 @@ def test_what_is_written_is_a_smaller_model(compacted: Path, home: Path) -> None
     assert smaller(torch.tensor([[1, 2, 3]])).logits.shape == full(torch.tensor([[1, 2, 3]])).logits.shape
 
 
+def test_what_was_tuned_is_what_is_saved(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a small circuit biases alone are others than without tuning; the KL is that of plain passes of what is loaded."""
+    run, untuned, tuned = (tmp_path / name for name in ("run", "untuned", "tuned"))
+    words = ["--model", home / "model", "--task", home / "pairs.jsonl", "--out", run, "--steps", 3, "--batch-size", 4]
+    assert call(capsys, "discover", *words, "--size", 0.3).status == 0
+    for out, more in ((untuned, ()), (tuned, ("--recover", 40))):
+        assert call(capsys, "compact", run, "--out", out, *more).status == 0
+    before, after = (circuitsieve.load_model(str(out)).model.state_dict() for out in (untuned, tuned))
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.endswith("bias") for name in changed)
+    quality = json.loads((tuned / "compact.json").read_text())["quality"]
+    full, tokenizer = circuitsieve.load_model(str(home / "model"))
+    smaller = circuitsieve.load_model(str(tuned)).model
+    divergences = []
+    for record in RunFolder.open(run).read_pairs():
+        if record.split == "test" and record.dropped is None:
+            ids = torch.tensor([tokenizer(record.pair.clean)["input_ids"]])
+            with torch.no_grad():
+                p, q = (model(ids).logits[0, -1].double().log_softmax(-1) for model in (full, smaller))
+            divergences.append(float((p.exp() * (p - q)).sum()))
+    kl = sum(divergences) / len(divergences)
+    assert kl == pytest.approx(quality["recovered"]["kl"], rel=1e-4)
+    assert kl != pytest.approx(quality["compact"]["kl"], rel=1e-3)
+
+
 def test_it_says_what_became_of_the_circuit(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = call(capsys, "compact", home / "run", "--out", tmp_path / "model")
     assert said.status == 0

@@ -12,6 +12,7 @@ from circuitsieve.config import DiscoveryConfig
 from circuitsieve.errors import ConfigError
 from circuitsieve.presets import load_config
 from circuitsieve.vocabulary import Granularity
+from damage import examples
 
 NAN, INF = float("nan"), float("inf")
 
@@ -184,6 +185,7 @@ JSON = st.recursive(
 SETTINGS = st.dictionaries(st.sampled_from([item.name for item in fields(DiscoveryConfig)]) | st.text(max_size=3), JSON)
 
 
+@examples(100)
 @given(SETTINGS)
 def test_any_object_gives_a_sound_configuration_or_a_config_error(values):
     try:

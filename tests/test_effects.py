@@ -107,7 +107,8 @@ def test_log_prices_are_told_from_their_mean_and_what_is_free_stays_where_it_is(
 
 def test_a_head_that_is_searched_whole_has_the_sum_over_its_dims():
     subject = shared("gpt2")
-    leaves = {g: torch.rand(subject.space.shape(g)) for g in (G.HEAD_DIM, G.MLP_NEURON)}
+    generator = torch.Generator().manual_seed(0)
+    leaves = {g: torch.rand(subject.space.shape(g), generator=generator) for g in (G.HEAD_DIM, G.MLP_NEURON)}
     found = effects.by_node(subject.space, (G.HEAD, G.MLP_NEURON), leaves)
     assert torch.equal(found[G.MLP_NEURON], leaves[G.MLP_NEURON])
     size = subject.space.head_dim

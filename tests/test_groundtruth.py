@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from circuitsieve.circuits.circuit import Circuit, Ranking
@@ -18,6 +18,7 @@ from circuitsieve.evaluation.recovery import auroc, average_precision, recovered
 from circuitsieve.models.subject import Subject
 from circuitsieve.search.discovery import discover
 from circuitsieve.vocabulary import Granularity
+from damage import examples
 
 LEVEL = Level(tasks=1, heads=2, neurons=5, layers=2, steps=500)
 G = Granularity
@@ -105,7 +106,10 @@ def test_planted_nodes_alone_write_and_are_found():
 
 def test_where_nothing_is_known_nothing_can_be_found():
     space = Subject.of(planted(0).model).space
-    ranking = Ranking(space, {g: torch.rand(space.shape(g)) for g in (Granularity.HEAD, Granularity.MLP_NEURON)})
+    generator = torch.Generator().manual_seed(0)
+    ranking = Ranking(
+        space, {g: torch.rand(space.shape(g), generator=generator) for g in (Granularity.HEAD, Granularity.MLP_NEURON)}
+    )
     truth = {g: torch.zeros(space.shape(g), dtype=torch.bool) for g in ranking.scores}
     truth[Granularity.HEAD][0, 1] = True
     scores = recovered(Circuit(space, {}), ranking, truth)
@@ -126,7 +130,7 @@ def test_the_same_seed_gives_the_same_model():
 VALUES = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=12)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(VALUES)
 def test_areas_by_their_definitions(rows: list[tuple[int, bool]]):
     scores, marks = np.array([float(score) for score, _ in rows]), np.array([mark for _, mark in rows])

@@ -15,6 +15,7 @@ from circuitsieve.data.pairs import SPLITS, Pair, TaskRequest, TextSplits
 from circuitsieve.data.sources import pairs_of, read_pairs
 from circuitsieve.data.tasks import Task
 from circuitsieve.errors import ConfigError, DataError
+from damage import examples
 from tiny import name_pairs, word_tokenizer, write_jsonl
 
 ENTRY = {"clean": "When Mary", "corrupted": "When Anna", "answers": [" and", " to"], "wrong_answers": [" the"]}
@@ -116,6 +117,7 @@ NEARLY = st.fixed_dictionaries(
 )
 
 
+@examples(100)
 @given(st.text() | JSON.map(json.dumps) | (ENTRIES | NEARLY).map(json.dumps))
 def test_any_line_gives_pairs_or_a_data_error(tmp_path_factory, line):
     path = tmp_path_factory.mktemp("any") / "p.jsonl"
@@ -126,6 +128,7 @@ def test_any_line_gives_pairs_or_a_data_error(tmp_path_factory, line):
         assert str(error).startswith(str(path))  # noqa: PT017 - an error is one of two right outcomes
 
 
+@examples(100)
 @given(ENTRIES | NEARLY)
 def test_any_row_gives_a_pair_or_a_data_error(row):
     try:

@@ -207,7 +207,10 @@ def test_gradients_pass_through_the_threshold(
     monkeypatch.setattr("circuitsieve.search.nested.BISECTIONS", 60)
     space = shared("llama").space
     nested = nested_at_random(space, granularities, seed=1, measure=measure).double()
-    weights = {g: torch.randn(space.shape(g), dtype=torch.float64) for g in space.summed(nested.scores())}
+    generator = torch.Generator().manual_seed(2)
+    weights = {
+        g: torch.randn(space.shape(g), dtype=torch.float64, generator=generator) for g in space.summed(nested.scores())
+    }
 
     def value() -> torch.Tensor:
         masks = nested.draw(0.6, 1.3)
@@ -216,7 +219,7 @@ def test_gradients_pass_through_the_threshold(
     value().backward()
     step = 1e-4
     for score in nested.score.values():
-        indices = torch.randperm(score.numel())[:15]
+        indices = torch.randperm(score.numel(), generator=generator)[:15]
         for index in indices.tolist():
             flat = score.data.view(-1)
             original = flat[index].item()

@@ -17,6 +17,8 @@ from rich.console import Console
 
 from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.config import DiscoveryConfig
+from circuitsieve.evaluation.card import evaluate
+from circuitsieve.evaluation.harness import EvaluationConfig, Harness
 from circuitsieve.models.ablations import with_counterfactuals
 from circuitsieve.models.lens import Lens, attention_patterns
 from circuitsieve.models.subject import Subject
@@ -142,6 +144,37 @@ def test_heads_and_neurons_are_those_that_are_kept(run: RunFolder, shown: dict[s
         assert shown["neurons"][layer]["promoted"] == words.promoted[kept].tolist()
     used = {t for said in shown["neurons"].values() for row in said["promoted"] + said["demoted"] for t in row}
     assert used <= shown["vocabulary"].keys()
+
+
+def test_effects_and_words_of_a_head_are_its_own(run: RunFolder):
+    """Of a circuit whose kept heads are not the first of their layer, each head asked for by itself."""
+    loaded = load_run_model(run)
+    subject, test = Subject.of(loaded.model), run_pairs(run, loaded).test
+    heads = [(layer, subject.space.heads - 1) for layer in range(subject.space.layers)]
+    circuit = Circuit.from_nodes(subject.space, ["embed", *(f"L{layer}.head.{head}" for layer, head in heads)])
+    found = exhibits(loaded, circuit, None, test)["heads"]
+    lens, few = Lens.of(subject), Harness(subject, circuit, test, EvaluationConfig()).few.batches
+    for layer, head in heads:
+        own = lens.heads({layer: [head]}, few, None)[layer]
+        words = lens.words(own.directions, 4)
+        assert found[layer][head]["direct"] == pytest.approx(float(own.direct.mean()), abs=1e-4)
+        assert found[layer][head]["promoted"][:4] == words.promoted[0].tolist()
+        assert found[layer][head]["demoted"][:4] == words.demoted[0].tolist()
+        assert set(words.promoted[0].tolist()) != set(words.demoted[0].tolist())
+
+
+def test_the_curve_of_sizes_is_that_of_cards(run: RunFolder, shown: dict[str, Any]):
+    loaded, (circuit, ranking) = load_run_model(run), run.read_circuit()
+    few = Harness(Subject.of(loaded.model), circuit, run_pairs(run, loaded).test, EvaluationConfig()).few.batches
+    prompts = {tuple(row[: p + 1].tolist()) for b in few for row, p in zip(b.clean, b.positions.tolist(), strict=True)}
+    pairs = [example for example in run_pairs(run, loaded).test if example.clean in prompts]
+    assert len(shown["curve"]) > 3
+    for point in [point for point in shown["curve"] if point["size"] > 0]:
+        cut = Circuit(ranking.space, ranking.cut(ranking.threshold_at(point["size"])), circuit.ablation)
+        card = evaluate(loaded.model, cut, pairs, config=EvaluationConfig(random_circuits=0))
+        assert cut.size == point["size"]
+        assert card["test.kl"] == pytest.approx(point["kl"], rel=1e-3, abs=1e-6)
+        assert card["test.accuracy"] == pytest.approx(point["accuracy"])
 
 
 def test_attention_is_packed_without_loss_of_what_can_be_seen(run: RunFolder, shown: dict[str, Any]):

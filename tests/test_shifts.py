@@ -4,11 +4,12 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from circuitsieve.data.pairs import Pair
 from circuitsieve.data.shifts import DISTRACTORS, distracted, misspelt, shifted
+from damage import examples
 
 PAIR = Pair(
     "When Mary and John went to the market, John gave a drink to",
@@ -78,7 +79,7 @@ def test_a_conversation_around_the_prompts_stays_as_it_is(shift: str):
             assert inner.removesuffix(PAIR.clean) in DISTRACTORS
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.text(max_size=40), st.text(max_size=40), st.integers(0, 99))
 def test_no_text_is_too_odd(clean: str, corrupted: str, seed: int):
     found = misspelt(Pair(clean, corrupted, (" a",), (" b",)), random.Random(seed))
