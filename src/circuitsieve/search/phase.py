@@ -124,11 +124,10 @@ class SteeredPhase(Phase):
 
     @override
     def reading(self, entry: Mapping[str, int | float]) -> Reading | None:
-        """Of what is to be small within the budget: the size, or the KL where the size is given."""
-        if self.config.pressure is not None:
+        """Of the size, which is to be small within the budget. None where it is given: the KL falls as long as noise does."""
+        if self.config.pressure is not None or self.config.size is not None:
             return None
-        spent = entry["drawn_size"] if self.config.size is None else entry["kl"]
-        return Reading(math.log(max(spent, 1e-9)), load=entry["load"])
+        return Reading(math.log(max(entry["drawn_size"], 1e-9)), load=entry["load"])
 
 
 def expected_gap(problem: Problem) -> float:
