@@ -90,6 +90,32 @@ def test_a_glance_saves_passes_and_finds_the_same_border(
     assert glancing.circuit.share(measure) == pytest.approx(exhaustive.circuit.share(measure), rel=0.05)
 
 
+@pytest.mark.parametrize("border", [0.05, 0.3, 0.7])
+def test_a_glance_that_is_too_kind_is_not_the_last_word(
+    planted: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch, border: float
+) -> None:
+    """All pairs keep the budget from a border on, the few of a glance at every size; the start is the whole model."""
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(batch_size=4, max_accuracy_drop=1.0))
+    everything = len(problem.validation.batches)
+    measure = Bench.measure
+
+    def kind(self: Bench, circuit: Circuit, batches: Sequence[PairBatch] | None = None) -> Signals:
+        glance = batches is not None and len(batches) < everything
+        kl = 0.0 if glance or circuit.size >= border else 1.0
+        return measure(self, circuit, batches)._replace(kl=torch.tensor(kl), accuracy_drop=torch.tensor(0.0))
+
+    monkeypatch.setattr(Bench, "measure", kind)
+    monkeypatch.setattr(selection, "LEAST_LOOKS", 100)
+    generator = torch.Generator().manual_seed(0)
+    ranking = Ranking(
+        problem.space, {g: 1 + torch.rand(problem.space.shape(g), generator=generator) for g in UNIT_GRANULARITIES}
+    )
+    assert try_cut(problem, ranking, 0.0, 0).circuit.size == 1
+    chosen = final_cut(problem, ranking, None, CONFIG.steps)
+    assert chosen.feasible
+    assert border <= chosen.circuit.size <= 1.05 * border + 1 / problem.space.units
+
+
 def test_fewer_of_what_is_asked_for_is_the_better_circuit(planted: GPT2LMHeadModel) -> None:
     """A dim of every head is fewer units and more parameters than all dims of two heads."""
     space = Subject.of(planted).space

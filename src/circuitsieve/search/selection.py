@@ -129,6 +129,45 @@ def final_cut(problem: Problem, ranking: Ranking, best: Check | None, steps: int
     return best if best.better_than(chosen) else chosen
 
 
+class _Cuts:
+    """Cuts of one ranking, looked at one after the other; the best that was measured on all pairs is remembered."""
+
+    def __init__(self, problem: Problem, start: Check, allowance: Allowance) -> None:
+        self.problem, self.start, self.allowance, self.best = problem, start, allowance, start
+        self.batches = problem.validation.batches
+        allowance.passes -= len(self.batches)  # of the first one
+
+    def at_a_glance(self, size: float) -> bool:
+        """Whether a size is feasible, by a few pairs where these tell enough."""
+        check = _glance(self.problem, self.start.ranking, size, self.start.step, self.batches)
+        self.allowance.passes -= len(glimpsed(self.batches)[0] if check.at_a_glance else self.batches)
+        return self._note(check)
+
+    def on_all(self, size: float) -> bool:
+        """Whether a size is feasible, by all pairs."""
+        threshold = self.start.ranking.threshold_at(size, self.problem.config.size_by)
+        self.allowance.passes -= len(self.batches)
+        return self._note(try_cut(self.problem, self.start.ranking, threshold, self.start.step))
+
+    def _note(self, check: Check) -> bool:
+        if not check.at_a_glance and check.better_than(self.best):
+            self.best = check
+        return check.feasible
+
+    def smallest(self, feasible: Callable[[float], bool], start: float, most: float, *, known: bool) -> float:
+        """About the smallest feasible size, no larger than `most`."""
+        return smallest_feasible(
+            feasible,
+            start,
+            1 / self.problem.space.units,
+            CUT_PRECISION,
+            most=most,
+            known=known,
+            close=lambda: self.best.feasible and self.best.load >= CLOSE,
+            used_up=lambda: self.allowance.passes <= 0,
+        )
+
+
 def _smallest_cut(problem: Problem, start: Check, allowance: Allowance, rival: Check | None = None) -> Check:
     """The best of the cuts of a ranking around a first one; where it cannot beat a smaller rival, the first one.
 
@@ -138,41 +177,21 @@ def _smallest_cut(problem: Problem, start: Check, allowance: Allowance, rival: C
         allowance: once it is used up, the border is not narrowed down further.
         rival: a cut of another ranking.
     """
-    chosen, batches = start, problem.validation.batches
-    allowance.passes -= len(batches)  # of the first one
-
-    def note(check: Check) -> bool:
-        nonlocal chosen
-        if not check.at_a_glance and check.better_than(chosen):
-            chosen = check
-        return check.feasible
-
-    def feasible(size: float) -> bool:
-        check = _glance(problem, start.ranking, size, start.step, batches)
-        allowance.passes -= len(glimpsed(batches)[0] if check.at_a_glance else batches)
-        return note(check)
-
-    size, known, most = _size(problem, start.circuit), start.feasible, 1.0
+    cuts, size, known, most = _Cuts(problem, start, allowance), _size(problem, start.circuit), start.feasible, 1.0
     if rival is not None and rival.feasible:
         most = _size(problem, rival.circuit) / CUT_PRECISION
         if size > most:
-            size, known = most, feasible(most)
+            size, known = most, cuts.at_a_glance(most)
             if not known:
-                return chosen
-    least = 1 / problem.space.units
-    found = smallest_feasible(
-        feasible,
-        size,
-        least,
-        CUT_PRECISION,
-        most=most,
-        known=known,
-        close=lambda: chosen.feasible and chosen.load >= CLOSE,
-        used_up=lambda: allowance.passes <= 0,
-    )
-    if found < _size(problem, chosen.circuit) or not chosen.feasible:  # its last look was a glance
-        note(try_cut(problem, start.ranking, start.ranking.threshold_at(found, problem.config.size_by), start.step))
-    return chosen
+                return cuts.best
+    found = cuts.smallest(cuts.at_a_glance, size, most, known=known)
+    glanced = found < _size(problem, cuts.best.circuit) or not cuts.best.feasible  # its last look was a glance
+    if glanced and not cuts.on_all(found) and found < most:
+        # The glance was too kind. On from there with all pairs, up to the smallest that has kept the budget on them.
+        if cuts.best.feasible:
+            most = min(most, _size(problem, cuts.best.circuit))
+        cuts.smallest(cuts.on_all, found, most, known=False)
+    return cuts.best
 
 
 def smallest_feasible(
