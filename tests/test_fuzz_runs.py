@@ -33,7 +33,7 @@ def read_everything(folder: RunFolder) -> None:
         assert_one_line_at_most(lambda name=name: folder.read_json(name), folder.path)
     for read in (folder.read_circuit, folder.read_pairs, folder.read_history, folder.read_edges):
         assert_one_line_at_most(read, folder.path)
-    Memory(folder, {}, fresh=False)
+    Memory(folder, {})
 
 
 @pytest.mark.slow
