@@ -208,6 +208,13 @@ def test_the_command_makes_the_same_circuit_again(run: RunFolder, tmp_path: Path
     assert (run.path / "masks.safetensors").read_bytes() != masks[0]
 
 
+def test_exhibits_that_lack_something_are_damage(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    damaged = Path(shutil.copytree(run.path, tmp_path / "damaged"))
+    exhibits = json.loads((damaged / "exhibits.json").read_text())
+    (damaged / "exhibits.json").write_text(json.dumps({**exhibits, "prompts": [None]}))
+    assert "damaged (LookupError: 'None' has no attribute 'clean')" in complaint(capsys, "evaluate", damaged)
+
+
 def test_a_run_without_a_card_has_no_report(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     bare = Path(shutil.copytree(run.path, tmp_path / "bare"))
     (bare / "card.json").unlink()

@@ -3,7 +3,7 @@
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 _ASSETS = "assets/report"
@@ -16,6 +16,9 @@ def rendered(template: str, *, script: str, **values: Any) -> str:
         template: its file.
         script: the file of its script; `theme.js` runs in every page.
         values: what the template names.
+
+    Raises:
+        LookupError: something that the template names is missing.
     """
     environment = Environment(
         loader=PackageLoader("circuitsieve", _ASSETS),
@@ -25,7 +28,10 @@ def rendered(template: str, *, script: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     scripts = Markup("\n").join(_asset(name) for name in ("theme.js", script) if name)
-    return environment.get_template(template).render(style=_asset("style.css"), script=scripts, **values)
+    try:
+        return environment.get_template(template).render(style=_asset("style.css"), script=scripts, **values)
+    except UndefinedError as error:
+        raise LookupError(str(error)) from error
 
 
 def _asset(name: str) -> Markup:
