@@ -212,7 +212,9 @@ def test_exhibits_that_lack_something_are_damage(run: RunFolder, tmp_path: Path,
     damaged = Path(shutil.copytree(run.path, tmp_path / "damaged"))
     exhibits = json.loads((damaged / "exhibits.json").read_text())
     (damaged / "exhibits.json").write_text(json.dumps({**exhibits, "prompts": [None]}))
-    assert "damaged (LookupError: 'None' has no attribute 'clean')" in complaint(capsys, "evaluate", damaged)
+    output = call(capsys, "evaluate", damaged)
+    assert output.status == 2
+    assert "damaged (LookupError: 'None' has no attribute 'clean')" in output.err.splitlines()[-1]
 
 
 def test_a_run_without_a_card_has_no_report(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
