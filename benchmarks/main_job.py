@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from circuitsieve.cli.progress import RichReporter
-from circuitsieve.config import MEASURES, DiscoveryConfig
+from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.loaders import TaskOptions
+from circuitsieve.limits import MEASURES
 from circuitsieve.vocabulary import Method
 from circuitsieve.workflow.finding import Job, run
 from pages import spread

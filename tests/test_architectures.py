@@ -19,7 +19,8 @@ from transformers import (
 
 from circuitsieve.errors import CircuitsieveError, UnsupportedModel
 from circuitsieve.models import architectures
-from circuitsieve.models.architectures import Family, Projection, architecture_of, supported_model_types
+from circuitsieve.models.architectures import Family, architecture_of, supported_model_types
+from circuitsieve.models.projections import Projection
 from circuitsieve.models.selfcheck import selfcheck
 from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Site, SiteKind

@@ -9,8 +9,8 @@ from transformers.pytorch_utils import Conv1D
 
 from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.circuits.costs import ParameterCount, parameters, soft_share
-from circuitsieve.models.architectures import Projection
 from circuitsieve.models.instrument import masked
+from circuitsieve.models.projections import Projection
 from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Granularity, SiteKind
 from models import POST_NORM, WIDTH, each_family, fresh, random_ids, random_masks, shared

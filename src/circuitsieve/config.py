@@ -3,14 +3,14 @@
 A leaf without torch. A configuration checks itself when it is made.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, get_type_hints
 
 from circuitsieve.errors import ConfigError, one_of, shown
-from circuitsieve.settings import bytes_of, typed
-from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, OUT_DIMS, Ablation, Granularity, Method, Sampling
+from circuitsieve.limits import check_each
+from circuitsieve.settings import typed
+from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, OUT_DIMS, Granularity, Method
 
 _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
 """Prices that are not 0.5: `size` counts these units, and the mean over so many of them moves little per unit."""
@@ -22,23 +22,6 @@ BUDGETS = ("max_kl", "min_faithfulness", "size", "pressure")
 OF_GATES = ("penalty", "charge", "depth_factor", "sampling", "final_noise", "warmup", "clip", "init")
 """What only hard_concrete has."""
 UNITS_EXPECTED = "expected one of layer, attn_block, mlp_block, head, head_dim, mlp_neuron among the granularities"
-MEASURES = ("units", "parameters")
-CHARGES = ("open", "all")
-SCHEDULES = ("constant", "linear", "cosine")
-SIGNS = ("absolute", "signed")
-SWITCH = ("on", "off")
-SHRINKING = ("auto", "on", "off")
-CHECKPOINTING = ("auto", "none", "all")
-_WHOLE = {
-    "steps": (1, 10**8),
-    "batch_size": (1, 10**6),
-    "integration_points": (1, 10**4),
-    "warmup": (0, 10**8),
-    "seed": (0, 2**63 - 1),
-    "ranking_looks": (0, 10**4),
-}
-"""The lowest and the highest value of a setting: beyond, it is a slip, and the search would never end or never start."""
-TRAINING_DTYPES = ("auto", "model", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -175,69 +158,9 @@ class DiscoveryConfig:
             raise ConfigError(f"budget: found {' and '.join(budgets)}, expected one of them")
         if not budgets:
             object.__setattr__(self, "max_kl", 0.1)
-        self._check_words()
-        self._check_numbers()
-        self._check_ranges()
+        check_each(vars(self), self.searched)
         self._check_ranking()
         self._check_gates()
-        for name in ("memory", "disk"):
-            bytes_of(name, getattr(self, name))
-
-    def _check_words(self) -> None:
-        granularities = [str(g) for g in Granularity]
-        if not self.searched:
-            raise ConfigError(f"granularities: found none, expected at least one of {', '.join(granularities)}")
-        for name in self.searched:
-            if name not in granularities:
-                raise ConfigError(one_of("granularities", name, granularities))
-        for name in self.penalty:
-            if name not in granularities:
-                raise ConfigError(one_of("penalty", name, granularities))
-            if name not in self.searched:
-                raise ConfigError(f"penalty: found a price for {name}, which is not among the granularities searched")
-        for setting, words in (
-            ("method", [str(m) for m in Method]),
-            ("ablation", [str(a) for a in Ablation]),
-            ("sampling", [str(s) for s in Sampling]),
-            ("size_by", list(MEASURES)),
-            ("charge", list(CHARGES)),
-            ("score_sign", list(SIGNS)),
-            ("lr_schedule", list(SCHEDULES)),
-            ("training_dtype", list(TRAINING_DTYPES)),
-            ("checkpointing", list(CHECKPOINTING)),
-            ("shrinking", list(SHRINKING)),
-            ("early_stopping", list(SWITCH)),
-        ):
-            if getattr(self, setting) not in words:
-                raise ConfigError(one_of(setting, str(getattr(self, setting)), words))
-
-    def _check_numbers(self) -> None:
-        for name, (lowest, highest) in _WHOLE.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < lowest:
-                raise ConfigError(f"{name}: found {value}, expected a whole number of at least {lowest}")
-            if value > highest:
-                raise ConfigError(f"{name}: found {shown(value)}, expected a whole number of at most {highest:,}")
-        for name in ("max_kl", "pressure", "max_accuracy_drop", "lr", "ranking_lr", "clip", "final_noise"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name}: found {value}, expected a finite number above 0")
-        for name, value in [
-            ("depth_factor", self.depth_factor),
-            ("lr_end", self.lr_end),
-        ] + [(f"penalty {g}", price) for g, price in self.penalty.items()]:
-            if not 0 <= value < float("inf"):
-                raise ConfigError(f"{name}: found {value}, expected a finite number of at least 0")
-
-    def _check_ranges(self) -> None:
-        for name in ("min_faithfulness", "size"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise ConfigError(f"{name}: found {value}, expected a number between 0 and 1")
-        if self.hinge is not None and not math.isfinite(self.hinge):
-            raise ConfigError(f"hinge: found {self.hinge}, expected a finite number")
-        if len(list(self.init)) != 2 or not -math.inf < self.init[0] <= self.init[1] < math.inf:
-            raise ConfigError(f"init: found {self.init}, expected two finite numbers, the lower one first")
 
     def _check_ranking(self) -> None:
         sizes = self.sizes_ranked

@@ -9,42 +9,18 @@ attention, fused projections and the tuples that blocks return are invisible fro
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import Enum
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from circuitsieve.errors import UnsupportedModel
+from circuitsieve.models.projections import Fusion, Projection
 from circuitsieve.vocabulary import Site, SiteKind
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """What transformers' configurations call the number of experts."""
-
-
-class Fusion(Enum):
-    """How the outputs of several projections lie in one module."""
-
-    NONE = "the module is one projection"
-    STACKED = "one projection after the other: all of Q, all of K, all of V"
-    PER_HEAD = "head by head: Q, K and V of the first head, then of the second"
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A projection inside a block: a module, or a part of a fused module's outputs."""
-
-    path: str
-    fusion: Fusion = Fusion.NONE
-    part: int = 0
-    """Which of the fused projections: 0, 1 or 2 for Q, K and V; 0 or 1 for gate and up."""
-
-    @property
-    def owner(self) -> str:
-        """The path of the module that it is part of; empty for the block itself."""
-        return self.path.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -288,33 +264,6 @@ class Architecture:
         for layer in range(len(self.blocks)):
             for kind in (SiteKind.ATTN_READ, SiteKind.ATTN_WRITE, SiteKind.MLP_READ, SiteKind.MLP_WRITE):
                 yield Site(kind, layer)
-
-
-def is_input_major(module: nn.Module) -> bool:
-    """Whether a projection's weight is [inputs, outputs] (Conv1D of GPT-2) rather than [outputs, inputs]."""
-    return isinstance(module, Conv1D)
-
-
-def in_features(module: nn.Module) -> int:
-    """The number of inputs of a projection."""
-    weight = module.get_parameter("weight")
-    return int(weight.shape[0 if is_input_major(module) else 1])
-
-
-def has_bias(module: nn.Module) -> bool:
-    """Whether a projection adds a bias."""
-    return getattr(module, "bias", None) is not None
-
-
-def weight_of(module: nn.Module) -> Float[Tensor, "outputs inputs"]:
-    """The weight of a projection, without a gradient; no copy."""
-    weight = module.get_parameter("weight").detach()
-    return weight.t() if is_input_major(module) else weight
-
-
-def bias_of(module: nn.Module) -> Float[Tensor, " outputs"] | None:
-    """The bias of a projection that adds one, without a gradient; no copy."""
-    return module.get_parameter("bias").detach() if has_bias(module) else None
 
 
 def architecture_of(model: nn.Module) -> Architecture:

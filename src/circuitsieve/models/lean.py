@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from circuitsieve.circuits.nodes import WRITE_OF_READ
-from circuitsieve.models.architectures import bias_of, has_bias, is_input_major, weight_of
+from circuitsieve.models.projections import bias_of, has_bias, is_input_major, weight_of
 from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Site, SiteKind
 

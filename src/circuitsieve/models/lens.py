@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from circuitsieve.circuits.nodes import Activations
 from circuitsieve.data.batching import PairBatch
-from circuitsieve.models.architectures import is_input_major
 from circuitsieve.models.instrument import answer_logits, record
 from circuitsieve.models.placement import weight
+from circuitsieve.models.projections import is_input_major
 from circuitsieve.models.subject import Subject
 from circuitsieve.objective import logit_difference
 from circuitsieve.vocabulary import Site, SiteKind

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from circuitsieve.circuits.graph import EdgeMasks, Graph, Receiver
 from circuitsieve.circuits.nodes import Activations, SiteMasks
 from circuitsieve.errors import UnsupportedModel
-from circuitsieve.models.architectures import bias_of, weight_of
 from circuitsieve.models.hooks import intercepted
 from circuitsieve.models.placement import require_undispatched
+from circuitsieve.models.projections import bias_of, weight_of
 from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Site, SiteKind
 

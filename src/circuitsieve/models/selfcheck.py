@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuitsieve.circuits.nodes import Node
-from circuitsieve.models.architectures import Projection, has_bias, is_input_major
 from circuitsieve.models.instrument import answer_logits, masked, record
 from circuitsieve.models.lean import Narrowed
 from circuitsieve.models.placement import weight
+from circuitsieve.models.projections import Projection, has_bias, is_input_major
 from circuitsieve.models.subject import Subject, frozen
 from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
 

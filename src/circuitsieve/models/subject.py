@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 
 from circuitsieve.circuits.nodes import NodeSpace
 from circuitsieve.errors import ModelError, UnsupportedModel
-from circuitsieve.models.architectures import Architecture, architecture_of, has_bias, in_features
+from circuitsieve.models.architectures import Architecture, architecture_of
 from circuitsieve.models.narrow import CutProjection
 from circuitsieve.models.placement import device_of, is_dispatched, is_offloaded, refuse_wrapped
+from circuitsieve.models.projections import has_bias, in_features
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.circuits.nodes import WRITE_OF_READ, Activations
 from circuitsieve.errors import ConfigError
-from circuitsieve.models.architectures import bias_of, weight_of
 from circuitsieve.models.narrow import ConstantAttention, CutProjection, PartlyConstant
 from circuitsieve.models.placement import require_undispatched
+from circuitsieve.models.projections import bias_of, weight_of
 from circuitsieve.models.subject import Subject, fitting
 from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
 
