@@ -26,6 +26,19 @@ ROUNDING = 1e-9
 """By which share a size may be passed: a share of whole units is no exact number."""
 
 
+def constants_needed(ablation: Ablation, constants: Activations | None) -> Activations:
+    """The constants of a circuit whose ablation takes them.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if constants is None:
+        raise ConfigError(
+            f"ablation {ablation}: found a circuit without constants, expected those of every site, which a search makes"
+        )
+    return constants
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Circuit:
     """A frozen set of kept nodes, and the baseline that every other node is replaced by."""

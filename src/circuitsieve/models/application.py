@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit, constants_needed
 from circuitsieve.circuits.nodes import Activations
 from circuitsieve.errors import ConfigError
 from circuitsieve.models.instrument import masked, record
@@ -83,8 +83,4 @@ def _everywhere(circuit: Circuit) -> Activations:
             f"ablation {circuit.ablation}: found baselines that differ from position to position, expected the same at all, so "
             "that prompts of any length can be run; search with --ablation mean"
         )
-    if circuit.constants is None:
-        raise ConfigError(
-            f"ablation {circuit.ablation}: found a circuit without constants, expected those of every site, which a search makes"
-        )
-    return circuit.constants
+    return constants_needed(circuit.ablation, circuit.constants)

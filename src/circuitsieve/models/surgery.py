@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit, constants_needed
 from circuitsieve.circuits.nodes import WRITE_OF_READ, Activations
 from circuitsieve.errors import ConfigError
 from circuitsieve.models.narrow import ConstantAttention, CutProjection, PartlyConstant
@@ -63,15 +63,12 @@ def check_foldable(circuit: Circuit) -> None:
     Raises:
         ConfigError: its baselines are no constants, or it does not keep the embedding.
     """
-    if circuit.constants is None and circuit.ablation in (Ablation.MEAN, Ablation.ZERO, Ablation.OPTIMAL):
-        raise ConfigError(
-            f"ablation {circuit.ablation}: found a circuit without constants, expected those of every site, which a search makes"
-        )
-    if circuit.ablation is Ablation.MEAN_POSITIONAL or circuit.constants is None:
+    if circuit.ablation.is_run or circuit.ablation is Ablation.MEAN_POSITIONAL:
         raise ConfigError(
             f"ablation {circuit.ablation}: found baselines that differ between prompts or positions, expected constants (mean, "
             "zero, optimal), which can be folded into biases"
         )
+    constants_needed(circuit.ablation, circuit.constants)
     if not circuit.masks[Granularity.EMBED].all():
         raise ConfigError(
             "embed: found the embedding closed, expected it open; a model that reads no tokens says nothing"
@@ -80,8 +77,7 @@ def check_foldable(circuit: Circuit) -> None:
 
 def shrink(subject: Subject, circuit: Circuit) -> None:
     """Replace the projections of a model, in place, by what the circuit keeps of them."""
-    masks, constants = circuit.site_masks(), circuit.constants
-    assert constants is not None  # check_foldable
+    masks, constants = circuit.site_masks(), constants_needed(circuit.ablation, circuit.constants)
     sizes = {kind: subject.space.site_width(kind) for kind in SiteKind}
     for layer in range(subject.space.layers):
         for read, write in WRITE_OF_READ.items():

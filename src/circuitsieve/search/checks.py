@@ -111,10 +111,9 @@ class Checks:
         if self.best is None:
             return {}
         scores = {str(g): scores for g, scores in self.best.ranking.scores.items()}
-        own = (
-            self.best.circuit.constants if self.problem.ablation is Ablation.OPTIMAL else None
-        )  # others are as they were
-        constants = {site.key: constant for site, constant in (own or {}).items()}
+        learns = self.problem.ablation is Ablation.OPTIMAL  # other constants are as they were
+        own = (self.best.circuit.constants or {}) if learns else {}
+        constants = {site.key: constant for site, constant in own.items()}
         rest = under("scores", scores) | under("constants", constants)
         return {
             "step": number(self.best.step),

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from circuitsieve.circuits.circuit import Ranking
 from circuitsieve.circuits.masks import Masks
+from circuitsieve.circuits.nodes import chains
 from circuitsieve.models.lean import Lean
 from circuitsieve.search.averages import Averages
 from circuitsieve.search.control import BudgetController, Signals
@@ -48,7 +49,7 @@ class FocusPhase(SteeredPhase):
         self.nested = ranked.nested
         self.nested.start_at(ranked.averages.scores)
         self.averages = Averages(self.nested.scores())
-        self.shrinking = Shrinking(problem)
+        self.shrinking = Shrinking(problem, chains(problem.granularities))
 
     @override
     def draw(self, step: int) -> Masks:

@@ -57,7 +57,7 @@ class PruningPhase(SteeredPhase):
         self.clip, self.ranked = config.clip, ranked
         self.first_noise = 1.0 if ranked is None else RANKED_NOISE
         self.averages = Averages(self.gates.scores())
-        self.shrinking = Shrinking(problem)
+        self.shrinking = Shrinking(problem, problem.granularities)
         self._close_for_good()
 
     @override

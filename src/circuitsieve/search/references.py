@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuitsieve.circuits.circuit import constants_needed
 from circuitsieve.circuits.nodes import Activations
 from circuitsieve.data.batching import PairBatch
 from circuitsieve.disk.store import Kept, Store
-from circuitsieve.errors import ConfigError
 from circuitsieve.models.instrument import answer_logits, masked, record
 from circuitsieve.models.prefix import Prefix, shared_tokens
 from circuitsieve.models.subject import Subject
@@ -125,13 +125,9 @@ class References:
 
     def _at_positions(self, batch: PairBatch) -> "_Run":
         """The constants at the positions of the batch."""
-        if self.constants is None:
-            raise ConfigError(
-                f"ablation {self.ablation!s}: found a circuit without constants, expected those of every site, which a search "
-                "makes"
-            )
         tokens = batch.clean.shape[1]
-        baselines = {site: _rows(constant, tokens) for site, constant in self.constants.items()}
+        constants = constants_needed(self.ablation, self.constants)
+        baselines = {site: _rows(constant, tokens) for site, constant in constants.items()}
         if batch not in self._empty:
             closed = {
                 kind: torch.zeros(1 if kind is SiteKind.EMBED else self.subject.space.layers, 1)

@@ -1,5 +1,7 @@
 """What a phase leaves out of its passes: units that its masks have closed, and how long they stay so."""
 
+from collections.abc import Iterable
+
 import torch
 
 from circuitsieve.circuits.masks import BoolMasks
@@ -17,24 +19,25 @@ UNITS_OF = {Granularity.HEAD_DIM: SiteKind.ATTN_READ, Granularity.MLP_NEURON: Si
 class Shrinking:
     """The units that are computed, and the passes without the others."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, drawn: Iterable[Granularity]) -> None:
         """All units are computed.
 
         Args:
             problem: what is searched.
+            drawn: whose masks the phase draws.
         """
         self.problem = problem
         self.on = problem.train.shrinks
         self.lean: Lean | None = None
         """The passes; None where all is computed."""
-        masked = problem.site_masks({g: torch.ones(problem.space.shape(g)) for g in problem.granularities})
+        masked = problem.site_masks({g: torch.ones(problem.space.shape(g)) for g in drawn})
         self.left: BoolMasks = {
             leaf: torch.ones(problem.space.shape(leaf), dtype=torch.bool)
             for leaf in chains(problem.granularities)
             if leaf in UNITS_OF and UNITS_OF[leaf] in masked
         }
         """By granularity, on the CPU: the units that are computed. Those whose site has no mask of its own, because only that of
-        their block is searched and cannot be folded into it, are all computed."""
+        their block is drawn and cannot be folded into it, are all computed."""
 
     def due(self, step: int) -> bool:
         """Whether after this step of the phase it is time to look."""
