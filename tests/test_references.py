@@ -1,6 +1,7 @@
 """References: what was made once is not made again, and what is kept, or not, changes nothing."""
 
 import errno
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -157,6 +158,14 @@ def test_kept_tensors_are_copies_of_every_shape_and_dtype_in_one_piece(memory: i
     begins = [tensor.data_ptr() for tensor in kept.tensors.values()]
     ends = [begin + tensor.nbytes for begin, tensor in zip(begins, kept.tensors.values(), strict=True)]
     assert all(stores.ALIGNMENT > begin - end >= 0 for begin, end in zip(begins[1:], ends[:-1], strict=True))
+
+
+def test_what_lasts_begins_pages_of_its_own(subject: Subject) -> None:
+    references = References(subject, Ablation.CORRUPTED, store=Store(LARGE))
+    for batch in BATCHES:
+        reference = references(batch)
+        first = next(iter(reference.baselines.values()))
+        assert {reference.full.data_ptr() % mmap.PAGESIZE, first.data_ptr() % mmap.PAGESIZE} == {0}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -42,7 +42,7 @@ class Store:
         needed = sum(tensor.nbytes for tensor in tensors.values())
         if needed <= self.memory_bytes:
             self.memory_bytes -= needed
-            return Kept(_together(tensors), needed, 0)
+            return Kept(aside(tensors), needed, 0)
         if needed <= self.file_bytes:
             try:
                 mapped = _mapped(tensors)
@@ -59,16 +59,17 @@ class Store:
         self.file_bytes += kept.file_bytes
 
 
-def _together(tensors: Mapping[K, Tensor]) -> dict[K, Tensor]:
-    """Copies in one piece of memory; those of an accelerator as they are.
+def aside(tensors: Mapping[K, Tensor]) -> dict[K, Tensor]:
+    """Copies that lie together, in memory that the C library's heap has no part in; those of an accelerator as they are.
 
-    Left where they are, among what every step allocates and frees, they cut the heap of the C library into pieces among which it
-    looks for room ever longer.
+    Left where they are, among what every step allocates and frees, they cut the heap into pieces among which the library looks
+    for room ever longer.
     """
     if any(tensor.device.type != "cpu" for tensor in tensors.values()):
         return dict(tensors)
     starts, size = _layout(tensors)
-    together = _views(torch.empty(size, dtype=torch.uint8), tensors, starts)
+    room = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)
+    together = _views(torch.frombuffer(room, dtype=torch.uint8), tensors, starts)
     for key, tensor in tensors.items():
         together[key].copy_(tensor)
     return together

@@ -16,7 +16,7 @@ from torch import Tensor
 from circuitsieve.circuits.circuit import constants_needed
 from circuitsieve.circuits.nodes import Activations
 from circuitsieve.data.batching import PairBatch
-from circuitsieve.disk.store import Kept, Store
+from circuitsieve.disk.store import Kept, Store, aside
 from circuitsieve.models.instrument import answer_logits, masked, record
 from circuitsieve.models.prefix import Prefix, shared_tokens
 from circuitsieve.models.subject import Subject
@@ -120,7 +120,7 @@ class References:
     def _say(self, batch: PairBatch, empty: Tensor, prefix: Prefix | None) -> None:
         """Note what the full and the empty circuit say."""
         if batch not in self._full:
-            self._full[batch] = answer_logits(self.subject, batch.clean, batch.positions, prefix)
+            self._full |= aside({batch: answer_logits(self.subject, batch.clean, batch.positions, prefix)})
         self._empty[batch] = measure(self._full[batch], empty, batch.targets)
 
     def _at_positions(self, batch: PairBatch) -> "_Run":
