@@ -21,7 +21,7 @@ from circuitsieve.data.loaders import TaskOptions
 from circuitsieve.vocabulary import Method
 from circuitsieve.workflow.finding import Job
 from finished import finished, options_of
-from pages import command_line, read_results, sources
+from pages import command_line, read_results, refuse_repeated, sources
 
 BUDGETS: dict[str, dict[str, Any]] = {
     "max_kl 0.1": {"max_kl": 0.1},
@@ -94,6 +94,7 @@ def page(files: Iterable[Path], command: str) -> str:
     for result in results:
         for row in result["rows"]:
             rows.setdefault((result["model"], row["task"]), []).append(row)
+    refuse_repeated((*where, row["method"], row["budget"]) for where, found in rows.items() for row in found)
     tables = [f"## {model}, {task}\n\n{table(together)}" for (model, task), together in rows.items()]
     drop, pairs = DiscoveryConfig().max_accuracy_drop, TaskOptions().validation
     lost = int(drop * pairs)

@@ -5,6 +5,8 @@ are written.
 import argparse
 import json
 import statistics
+import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,13 @@ def command_line(about: str | None, name: str) -> tuple[argparse.ArgumentParser,
 def read_results(files: Iterable[Path]) -> list[dict[str, Any]]:
     """The content of files of results."""
     return [json.loads(path.read_text()) for path in files]
+
+
+def refuse_repeated(searches: Iterable[tuple[object, ...]]) -> None:
+    """What stands in two files would count twice, or hide the other: say what, and end."""
+    for search, count in Counter(searches).items():
+        if count > 1:
+            sys.exit(f"{', '.join(map(str, search))}: found {count} times, expected every search in one file")
 
 
 def sources(results: Iterable[dict[str, Any]]) -> str:

@@ -11,8 +11,6 @@ task may be given options after a colon. `page` makes the tables of such files: 
 
 import argparse
 import statistics
-import sys
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from circuitsieve.vocabulary import UNIT_GRANULARITIES, Method
 from circuitsieve.workflow.finding import Job
 from circuitsieve.workflow.sweep import Sweep, run_sweep
 from finished import options_of
-from pages import command_line, read_results, sources, spread
+from pages import command_line, read_results, refuse_repeated, sources, spread
 
 METHODS = tuple(map(str, Method))
 SIZES = (0.16, 0.08, 0.04, 0.02)
@@ -110,25 +108,15 @@ def page(files: Iterable[Path], command: str, remark: str = "") -> str:
     for result in results:
         for task, found in result["tasks"].items():
             points, layers = measured.setdefault((result["model"], task), ([], {}))
-            refuse_repeated(f"{result['model']}, {task}", [*points, *found["points"]])
             points += found["points"]
             layers |= found["units by layer"]
     tables = []
     for (model, task), (points, layers) in measured.items():
+        refuse_repeated((model, task, point["method"], point["seed"], point["asked"]) for point in points)
         full = statistics.median({point["seed"]: point["full_accuracy"] for point in points}.values())
         heading = f"## {model}, {task}\n\nAccuracy of the full model: {full:.3f}.\n\n"
         tables.append(f"{heading}{table(points)}\n{where(layers)}")
     return PAGE.format(tables="\n".join(tables), command=command, commands=sources(results), remark=remark)
-
-
-def refuse_repeated(what: str, points: Points) -> None:
-    """A search that stands in two files would count twice: say which, and end."""
-    searches = Counter((point["method"], point["seed"], point["asked"]) for point in points)
-    for (method, seed, size), count in searches.items():
-        if count > 1:
-            sys.exit(
-                f"{what}: found {method}, seed {seed}, size {size:g} {count} times, expected every search in one file"
-            )
 
 
 def table(points: Points) -> str:
