@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 
@@ -42,6 +43,13 @@ def test_a_busy_process_is_seen() -> None:
             assert any(others_compute() for _ in range(20))
         finally:
             busy.kill()
+
+
+def test_what_is_over_after_a_moment_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([100.0, 100.0, 100.0, 0.0])
+    monkeypatch.setattr(psutil, "cpu_percent", lambda **_: next(moments))
+    assert not others_compute()
+    assert not list(moments), "a quiet moment settles it"
 
 
 def test_files_are_blamed_for_what_they_lack_and_not_for_what_fails_inside_of_a_model() -> None:

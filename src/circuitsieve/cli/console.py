@@ -24,10 +24,11 @@ from circuitsieve.launching import is_helper
 PATIENCE = 5.0
 """Seconds that a helping process leaves to the first one, which may have found the same; torchrun ends it meanwhile."""
 
-MOMENT = 0.05
-"""Seconds for which the machine is watched before a command starts."""
+MOMENT, MOMENTS = 0.05, 6
+"""Seconds for which the machine is watched before a command starts, and how often before it counts as shared: most of what runs
+for a single moment (a process that ends, a kernel's own work) is gone in the next."""
 BUSY = 0.5
-"""Cores in use from which on it counts as shared."""
+"""Cores in use in each of these moments."""
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -121,5 +122,5 @@ def others_compute() -> bool:
     There a thread that spins takes the core from one that it waits for, for a scheduler's slice at a time; where nothing else
     runs, a thread that does not has to be woken up at nearly every operation.
     """
-    share: float = psutil.cpu_percent(interval=MOMENT) / 100
-    return share * (psutil.cpu_count() or 1) > BUSY
+    cores = psutil.cpu_count() or 1
+    return all(psutil.cpu_percent(interval=MOMENT) / 100 * cores > BUSY for _ in range(MOMENTS))
