@@ -60,12 +60,13 @@ class Store:
 
 
 def aside(tensors: Mapping[K, Tensor]) -> dict[K, Tensor]:
-    """Copies that lie together, in memory that the C library's heap has no part in; those of an accelerator as they are.
+    """Copies that lie together, in memory that the C library's heap has no part in; those of an accelerator, and those without
+    content (which have a type of their own), as they are.
 
     Left where they are, among what every step allocates and frees, they cut the heap into pieces among which the library looks
     for room ever longer.
     """
-    if any(tensor.device.type != "cpu" for tensor in tensors.values()):
+    if any(tensor.device.type != "cpu" or type(tensor) is not Tensor for tensor in tensors.values()):
         return dict(tensors)
     starts, size = _layout(tensors)
     room = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)
