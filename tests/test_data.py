@@ -93,7 +93,21 @@ def test_answers_that_share_their_first_token_are_dropped():
 
 @pytest.mark.parametrize("candidates", [(" Mary",), (" John", " Ruth")])
 def test_candidates_must_hold_answers_and_wrong_answers(candidates):
-    assert reason(replace(PROMPT, candidates=candidates)) == "an answer or a wrong answer is not among the candidates"
+    assert reason(replace(PROMPT, candidates=candidates)).endswith("is not among the candidates")
+
+
+def test_candidates_must_hold_the_border():
+    pair = replace(PROMPT, candidates=(" Mary", " John"), cutoff=(" Mary", " John"))
+    assert Encoder(word_tokenizer())(pair).cutoff == tuple(word_tokenizer().convert_tokens_to_ids(["Mary", "John"]))
+    assert reason(replace(pair, cutoff=(" Mary", " Ruth"))).endswith("is not among the candidates")
+
+
+@pytest.mark.parametrize("name", ["answers", "wrong_answers", "candidates", "cutoff"])
+def test_a_text_is_not_taken_for_its_letters(name: str):
+    with pytest.raises(
+        DataError, match=rf"^pair: {name}: found the text 'Mary', expected a tuple of texts, \('Mary',\)"
+    ):
+        replace(PROMPT, **{name: "Mary"})
 
 
 @pytest.mark.parametrize("missing", ["answers", "wrong_answers"])

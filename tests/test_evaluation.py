@@ -163,6 +163,7 @@ def test_one_pair_has_no_intervals():
     assert card["test.n"] == 1
     assert set(card["intervals.test"].values()) == {None}
     assert card["reasons.test.intervals"] == "an interval needs two pairs"
+    assert card["reasons.test.faithfulness"] == "telling the full model from the empty circuit takes two pairs"
     json.dumps(card.values, allow_nan=False)
 
 

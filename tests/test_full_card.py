@@ -26,6 +26,7 @@ from circuitsieve.evaluation.controls import anywhere, kept, matched_random, som
 from circuitsieve.evaluation.full import evaluate_fully
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness
 from circuitsieve.evaluation.hypotheses import beats_most, corrected, dependent, equal, unequal, wins
+from circuitsieve.evaluation.knockouts import completeness
 from circuitsieve.evaluation.minimality import changed, chosen_nodes, fewest, null_nodes
 from circuitsieve.evaluation.verdicts import against, judged
 from circuitsieve.models.ablations import constants
@@ -289,6 +290,27 @@ def test_areas_of_a_submission_to_mib_are_those_of_its_whole_nodes(tmp_path: Pat
     found, expected = (areas(harness(), ranking) for ranking in (read_mib(tmp_path, SPACE).ranking, blocks))
     assert len(set(found["cpr"].values["faithfulness"].values())) > 2
     assert [found[name].values for name in ("cpr", "cmd")] == [expected[name].values for name in ("cpr", "cmd")]
+
+
+def test_a_ranking_of_some_of_the_units_has_no_areas():
+    """It cannot be cut below what it does not rank, so that its order would count at no small size."""
+    heads = Ranking(SPACE, {G.HEAD: torch.randn(SPACE.shape(G.HEAD))})
+    found = evaluate_fully(MODEL, CIRCUIT, PAIRS, heads, config=CONFIG)
+    ranked = SPACE.units - SPACE.layers * SPACE.neurons
+    for name in ("cpr", "cmd"):
+        assert found[name] == {"area": None}
+        assert found["reasons"][name]["area"].startswith(f"only {ranked / SPACE.units:.0%} of the units are ranked")
+
+
+def test_effects_have_no_measure_where_the_full_model_prefers_nothing(monkeypatch: pytest.MonkeyPatch):
+    tied = harness()
+    monkeypatch.setitem(tied.few.anchors.full.values, "metric", np.zeros(len(TEST)))
+    found = minimality.minimality(tied)
+    assert found.values == {"needed": None, "compared": 0}
+    assert "metric is 0" in found.reasons["needed"]
+    gaps = completeness(tied)
+    assert gaps.values["relative_gap"] is None
+    assert "metric is 0" in gaps.reasons["relative_gap"]
 
 
 def places(granularity: Granularity) -> list[tuple[int, int]]:

@@ -206,10 +206,29 @@ def test_other_settings_and_another_program_are_measured_anew(run: Path, monkeyp
 
 def test_other_pairs_are_judged_in_full_and_nothing_is_written(run: Path, tmp_path: Path):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    card, _ = judge(run, full=True, data=str(write_jsonl(tmp_path / "other.jsonl", name_pairs(6, seed=5))))
+    seen = {record.pair.clean for record in RunFolder.open(run).read_pairs()}
+    new = [pair for pair in name_pairs(12, seed=5) if pair.clean not in seen][:6]
+    card, _ = judge(run, full=True, data=str(write_jsonl(tmp_path / "other.jsonl", new)))
     assert card.keys() >= NAMES
     assert card["equivalence"]["n"] == 6
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_pairs_that_the_search_has_seen_are_no_evidence(run: Path, tmp_path: Path):
+    """Given back with others they are left out, and counted; alone they are refused."""
+    records = RunFolder.open(run).read_pairs()
+    seen, held_out = ([r.pair for r in records if (r.split == "test") is held] for held in (False, True))
+    new = name_pairs(6, seed=5)
+    card, listener = judge(run, data=str(write_jsonl(tmp_path / "mixed.jsonl", [*seen, *held_out, *new])))
+    again = sum(pair.clean in {other.clean for other in seen} for pair in new)
+    assert card["test"]["n"] == len(held_out) + len(new) - again
+    assert card["dropped_pairs"] == len(seen) + again
+    assert (
+        f"dropped {len(seen) + again} pairs: the circuit was searched or chosen with their clean prompts"
+        in listener.said
+    )
+    with pytest.raises(DataError, match=r"seen.jsonl: found only pairs that the circuit was searched or chosen with"):
+        judge(run, data=str(write_jsonl(tmp_path / "seen.jsonl", seen)))
 
 
 def test_a_run_that_was_made_in_python_is_judged_in_full(run: Path):

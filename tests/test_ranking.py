@@ -39,6 +39,18 @@ def test_circuits_of_one_ranking_are_nested_and_never_exceed_the_size(subject: S
     assert smaller.size == 1
 
 
+def test_what_is_not_ranked_stays_at_every_size(subject: Subject):
+    """However small the size that is asked for: it is what is ranked that goes."""
+    scores = random_masks(subject.space, 8, soft=True)[G.HEAD]
+    scores[0, 0] = math.inf
+    ranking = Ranking(subject.space, {G.HEAD: scores, G.EMBED: torch.full((1, 1), math.inf)})
+    for size in (0.5, 1e-3, 1e-6):
+        masks = ranking.cut(ranking.threshold_at(size))
+        assert masks[G.EMBED].all()
+        assert masks[G.HEAD][0, 0]
+    assert masks[G.HEAD].sum() == 1
+
+
 @pytest.mark.parametrize("size", [0.05, 0.3, 0.7, 1.0])
 def test_a_share_of_the_parameters_is_the_largest_that_any_cut_has(subject: Subject, size: float):
     scores = random_masks(subject.space, 8, soft=True)

@@ -111,6 +111,14 @@ def test_answers_are_those_of_the_model(run: RunFolder, shown: dict[str, Any]):
     assert any(prompt["circuit"] != prompt["complement"] for prompt in shown["prompts"])
 
 
+def test_a_circuit_that_keeps_nothing_is_shown(run: RunFolder):
+    loaded, (circuit, ranking) = load_run_model(run), run.read_circuit()
+    empty = Circuit(circuit.space, circuit.space.full(False), circuit.ablation, circuit.constants)
+    found = exhibits(loaded, empty, ranking, run_pairs(run, loaded).test)
+    assert {point["size"] for point in found["curve"]} > {0.01, 1.0}
+    assert "<svg" in page(record_of(run, circuit=empty), found)
+
+
 def test_answers_of_a_circuit_are_those_on_the_prompts_that_it_is_ablated_to(run: RunFolder):
     """With resample: another pair's clean prompt, not the pair's own corrupted one."""
     loaded, (circuit, _) = load_run_model(run), run.read_circuit()
@@ -261,6 +269,18 @@ def results_of_tests(**p_values: float) -> dict[str, Any]:
         ({"random.beaten": 0.5}, "Doubt", "beats only 50%"),
         ({"random.accuracy": 0.97}, "Doubt", "random circuits of its shape do the task as well (accuracy 0.97)"),
         ({"intervals.test": {"kl": [0.11, 0.3]}}, "Doubt", "beyond the 0.1 that were asked for"),
+        ({"asked": 0.9, "intervals.test": {"faithfulness": [0.8, 0.91]}}, "Provisional", "only the quick card"),
+        (
+            {"asked": 0.9, "intervals.test": {"faithfulness": [0.8, 0.89]}},
+            "Doubt",
+            "further from 1 than the 0.9 asked for",
+        ),
+        ({"asked": 0.9, "intervals.test": {"faithfulness": [1.09, 1.2]}}, "Provisional", "only the quick card"),
+        (
+            {"asked": 0.9, "intervals.test": {"faithfulness": [1.11, 1.2]}},
+            "Doubt",
+            "further from 1 than the 0.9 asked for",
+        ),
         ({"test.accuracy": 0.8}, "Doubt", "its accuracy is 0.20 below"),
         (results_of_tests(), "Trust", "nothing against it"),
         (results_of_tests(equivalence=0.01), "Doubt", "said of equivalence"),
@@ -275,10 +295,13 @@ def test_how_far_to_trust_it(run: RunFolder, shown: dict[str, Any], changes: dic
     card["intervals"]["test"] |= {"kl": [0.05, 0.2]}
     card["full"] |= {"accuracy": 1.0}
     card["random"] |= {"beaten": 1.0, "accuracy": 0.5}
+    config = run.read_json("config.json")
     for path, value in changes.items():
         *outer, name = path.split(".")
         (card[outer[0]] if outer else card)[name] = value
-    (verdict,) = re.findall(r'<p class="verdict .*?</p>', page(record_of(run, card=card), shown))
+    if "asked" in changes:
+        config["discovery"] |= {"max_kl": None, "min_faithfulness": changes["asked"]}
+    (verdict,) = re.findall(r'<p class="verdict .*?</p>', page(record_of(run, config=config, card=card), shown))
     assert f"<strong>{word}</strong>" in verdict
     assert why in verdict
 

@@ -135,6 +135,30 @@ def test_the_first_deciding_digit_is_asked_for(pieces, shown, size):
         assert pair.corrupted == pair.clean.replace(start, earliest)
 
 
+def test_years_that_some_tokenizers_take_whole_are_neither_starts_nor_ends():
+    """GPT-2's vocabulary has years such as " 1700" as tokens of their own: here those that 7 or a century divides, and 1801."""
+
+    def whole(year: str) -> bool:
+        return int(year) % 7 == 0 or int(year) % 100 == 0 or year == "1801"
+
+    def pieces(text: str) -> tuple[str, ...]:
+        year = text.strip()
+        return (text,) if not year.isdigit() or whole(year) else (text[:-2], text[-2:])
+
+    pairs = list(every_pair(build("greater_than", pieces)))
+    for pair in pairs:
+        start, century = re.search(r"(\d{4})\D", pair.clean)[1], re.search(r"\d+$", pair.clean)[0]
+        assert not whole(start)
+        ends = {f"{value:02d}" for value in range(100) if not whole(f"{century}{value:02d}")}
+        assert set(pair.candidates) == ends
+        assert set(pair.answers) == {end for end in ends if century + end > start}
+        assert set(pair.wrong_answers) == ends - set(pair.answers)
+        assert pair.cutoff == (min(pair.answers), max(end for end in ends if century + end < start))
+        earliest = re.search(r"(\d{4})\D", pair.corrupted)[1]
+        assert earliest == min(century + end for end in ends)
+    assert "1802" in {re.search(r"(\d{4})\D", pair.corrupted)[1] for pair in pairs}
+
+
 def test_years_that_are_one_token_are_refused():
     with pytest.raises(DataError, match=r"^task greater_than: found a tokenizer that takes years whole"):
         build("greater_than", lambda text: tuple(text.split()))

@@ -101,7 +101,8 @@ def curve(sizes: pd.DataFrame, size: float) -> Figure:
         for axes, (metric, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
             known = sizes.dropna(subset=[metric])
             axes.plot(known["size"], known[metric], marker="o", markersize=3, linewidth=1)
-            axes.axvline(size, color="0.5", linestyle="--", linewidth=0.8)
+            if size:  # a circuit that keeps nothing has no place on the axis
+                axes.axvline(size, color="0.5", linestyle="--", linewidth=0.8)
             axes.set_xscale("log")
             axes.set_xlabel("size, share of units kept")
             axes.set_ylabel(label)

@@ -179,7 +179,9 @@ class Ranking:
         if not 0 < size <= 1:
             raise ConfigError(f"size: found {size}, expected a fraction above 0 and at most 1")
         # No list: of a large model it would hold millions of numbers, which takes seconds.
-        thresholds = torch.cat([torch.tensor([-torch.inf]), self.unit_scores().sort().values])
+        scores = self.unit_scores()
+        # What is not ranked scores infinity and stays at every size.
+        thresholds = torch.cat([torch.tensor([-torch.inf]), scores[scores.isfinite()].sort().values])
         allowed = size * (1 + ROUNDING)
 
         def fits(i: int) -> bool:
@@ -189,6 +191,11 @@ class Ranking:
 
     def _share_at(self, threshold: float, measure: str) -> float:
         return share(self.space, {**self.space.full(), **self.cut(threshold)}, measure)
+
+    @property
+    def share_ranked(self) -> float:
+        """The share of the units that it can close."""
+        return float(self.unit_scores().isfinite().float().mean())
 
     def unit_scores(self) -> Float[Tensor, " units"]:
         """Scores of all head dims, then of all MLP neurons, layer by layer."""

@@ -6,7 +6,11 @@ A leaf without torch, so that tasks and the command line can name pairs without 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from circuitsieve.errors import DataError
+
 SPLITS = ("train", "validation", "test")
+LISTS = ("answers", "wrong_answers", "candidates", "cutoff")
+"""What a pair has several of."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,16 @@ class Pair:
     template: str = ""
     cutoff: tuple[str, ...] = ()
     """Where answers are numbers beyond a border: the one just above it and the one just below it."""
+
+    def __post_init__(self) -> None:
+        """Refuse a text where texts are expected: its letters would be taken for them.
+
+        Raises:
+            DataError: answers, wrong answers, candidates or cutoff are a text.
+        """
+        for name in LISTS:
+            if isinstance(found := getattr(self, name), str):
+                raise DataError(f"pair: {name}: found the text {found!r}, expected a tuple of texts, ({found!r},)")
 
 
 @dataclass(frozen=True)

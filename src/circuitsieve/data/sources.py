@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from circuitsieve.data.pairs import SPLITS, Pair
+from circuitsieve.data.pairs import LISTS, SPLITS, Pair
 from circuitsieve.disk.jsontext import json_object
 from circuitsieve.errors import DataError, one_of, shown
 
 TEXTS = ("clean", "corrupted")
-LISTS = ("answers", "wrong_answers", "candidates", "cutoff")
 LABELS = ("id", "template")
 COLUMNS = TEXTS + LISTS + LABELS
 _NEEDED_LISTS = ("answers", "wrong_answers")

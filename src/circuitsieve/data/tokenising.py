@@ -1,6 +1,7 @@
 """From text to tokens: tokenising, aligning, dropping what cannot be used (and saying why)."""
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ class Encoder:
 
     def __call__(self, pair: Pair) -> Example:
         """Encode one pair."""
-        clean, corrupted = self._ids(pair.clean), self._ids(pair.corrupted)
+        said = tuple(dict.fromkeys((*pair.answers, *pair.wrong_answers, *pair.candidates, *pair.cutoff)))
+        clean, corrupted, *wholes = self._ids([pair.clean, pair.corrupted, *(pair.clean + text for text in said)])
         if not clean:
             raise Unusable("the clean prompt has no tokens")
         if not (pair.answers and pair.wrong_answers):
@@ -73,35 +75,32 @@ class Encoder:
         # Words alone do not see white space after the last of them, which may take tokens too.
         if len(clean) != len(corrupted) or self._tokens_per_word(pair.clean) != self._tokens_per_word(pair.corrupted):
             raise Unusable("clean and corrupted prompts do not align word by word in tokens")
+        if any(whole[: len(clean)] != clean or len(whole) == len(clean) for whole in wholes):
+            raise Unusable("the prompt's tokens are no prefix of those of prompt + answer")
+        first = {text: whole[len(clean)] for text, whole in zip(said, wholes, strict=True)}
         answers, wrong_answers, candidates = (
-            tuple(dict.fromkeys(self._first_token(pair.clean, clean, text) for text in texts))
+            tuple(dict.fromkeys(first[text] for text in texts))
             for texts in (pair.answers, pair.wrong_answers, pair.candidates)
         )
+        cutoff = tuple(first[text] for text in pair.cutoff)
         if set(answers) & set(wrong_answers):
             raise Unusable("an answer and a wrong answer share their first token")
-        if candidates and not set(answers + wrong_answers) <= set(candidates):
-            raise Unusable("an answer or a wrong answer is not among the candidates")
-        cutoff = tuple(self._first_token(pair.clean, clean, text) for text in pair.cutoff)
+        if candidates and not {*answers, *wrong_answers, *cutoff} <= set(candidates):
+            raise Unusable("an answer, a wrong answer or a number of the cutoff is not among the candidates")
         return Example(pair, clean, corrupted, answers, wrong_answers, candidates, cutoff)
 
-    def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text)["input_ids"])
-
-    def _first_token(self, prompt: str, prompt_ids: tuple[int, ...], continuation: str) -> int:
-        """The token that follows the prompt in tokenize(prompt + continuation)."""
-        whole = self._ids(prompt + continuation)
-        if whole[: len(prompt_ids)] != prompt_ids or len(whole) == len(prompt_ids):
-            raise Unusable("the prompt's tokens are no prefix of those of prompt + answer")
-        return whole[len(prompt_ids)]
+    def _ids(self, texts: list[str]) -> list[tuple[int, ...]]:
+        return [tuple(ids) for ids in self.tokenizer(texts)["input_ids"]]
 
     def words(self, text: str) -> list[tuple[str, tuple[str, ...]]]:
         """Each whitespace-separated word with the texts of its tokens (special tokens belong to none)."""
         offsets = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)["offset_mapping"]
         words = list(re.finditer(r"\S+", text))
+        ends = [word.end() for word in words]
         pieces: list[list[str]] = [[] for _ in words]
         for start, end in offsets:
-            word = next((i for i, word in enumerate(words) if end <= word.end()), None)
-            if word is not None:
+            word = bisect_left(ends, end)
+            if word < len(words):  # white space at the end belongs to none
                 pieces[word].append(text[start:end])
         return [(word.group(), tuple(own)) for word, own in zip(words, pieces, strict=True)]
 

@@ -14,7 +14,7 @@ from circuitsieve.evaluation.harness import Harness
 from circuitsieve.evaluation.metrics import Summary, Values, interval, point_values
 
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Kept shares of the scored units."""
+"""Kept shares of the units."""
 Area = Values | np.float64
 """One for each row of faithfulnesses."""
 
@@ -46,8 +46,7 @@ def areas(harness: Harness, ranking: Ranking) -> dict[str, Summary]:
     full, empty = (outcome.values["metric"] for outcome in (anchors.full, anchors.empty))
     curve = [point_values(outcome, anchors)["faithfulness"] for outcome in found]
     if not anchors.differ:
-        reason = harness.all.summary(found[0]).reasons["faithfulness"]
-        return {name: Summary({"area": None}, {}, {"area": reason}) for name in ("cpr", "cmd")}
+        return {name: Summary({"area": None}, {}, {"area": anchors.alike}) for name in ("cpr", "cmd")}
     samples = [outcome.values["metric"] for outcome in found]
 
     def area_of(area: Callable[[Values], Area]) -> Callable[..., Area]:

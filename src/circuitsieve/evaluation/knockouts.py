@@ -85,17 +85,18 @@ def completeness(harness: Harness) -> Summary:
         part = some_of(kept(circuit), float(torch.rand((), generator=generator)), generator)
         ours, theirs = harness.each((without(circuit, part), without(full, part)), "completeness")
         gaps.append(ours.values["metric"] - theirs.values["metric"])
-    whole_metric = harness.few.anchors.full.mean("metric")
+    whole_metric = abs(harness.few.anchors.full.mean("metric"))
     each = np.array([abs(gap.mean()) for gap in gaps])
     values = {
         "faithfulness": complement.values["faithfulness"],
         "subsets": len(gaps),
         "gap": float(each.mean()),
         "largest_gap": float(each.max()),
-        "relative_gap": float(each.mean() / abs(whole_metric)),
+        "relative_gap": float(each.mean() / whole_metric) if whole_metric else None,
     }
     intervals = {"faithfulness": complement.intervals["faithfulness"], "gap": interval(gaps, _mean_gap, 0)}
-    return Summary(values, intervals, complement.reasons)
+    reasons = {} if whole_metric else {"relative_gap": "the full model's metric is 0"}
+    return Summary(values, intervals, {**complement.reasons, **reasons})
 
 
 def _matched(harness: Harness, n: int) -> Iterator[Circuit]:

@@ -67,6 +67,13 @@ class Anchors:
         reachable = interval([self.full.values["metric"] - self.empty.values["metric"]], _mean, 0)
         return reachable is not None and not reachable[0] <= 0 <= reachable[1]
 
+    @property
+    def alike(self) -> str:
+        """Why there is no faithfulness where they do not differ."""
+        if len(self.full) < 2:
+            return "telling the full model from the empty circuit takes two pairs"
+        return "the full model is not distinguishable from the empty circuit on these pairs"
+
 
 Begun = Mapping[PairBatch, Sequence[Any]]
 """What every block returned, batch by batch, when a circuit was run (`begin`)."""
@@ -147,11 +154,7 @@ def summarise(outcome: Outcome, anchors: Anchors, seed: int = 0) -> Summary:
     intervals = {name: interval([outcome.values[name]], _mean, seed) for name in _means(outcome)}
     intervals["kl_p95"] = interval([outcome.values["kl"]], _p95, seed)
     intervals["faithfulness"] = interval(_metrics(outcome, anchors), _ratio, seed) if anchors.differ else None
-    reasons = (
-        {}
-        if anchors.differ
-        else {"faithfulness": "the full model is not distinguishable from the empty circuit on these pairs"}
-    )
+    reasons = {} if anchors.differ else {"faithfulness": anchors.alike}
     if len(outcome) < 2:
         reasons["intervals"] = "an interval needs two pairs"
     elif anchors.differ and intervals["faithfulness"] is None:

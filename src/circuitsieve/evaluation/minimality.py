@@ -31,7 +31,11 @@ def minimality(harness: Harness) -> Summary:
     circuit, few = harness.circuit, harness.few
     own = harness.run(circuit, few, "minimality")
     nodes, strangers = chosen_nodes(harness), null_nodes(harness)
-    full, begun = abs(few.anchors.full.mean("metric")), harness.begin()
+    if not (full := abs(few.anchors.full.mean("metric"))):
+        return Summary(
+            {"needed": None, "compared": 0}, {}, {"needed": "the full model's metric is 0, no measure of effects"}
+        )
+    begun = harness.begin()
 
     def turned(node: Node, *, keep: bool) -> Outcome:
         """The circuit with a node changed; what comes before its layer is as in the circuit."""

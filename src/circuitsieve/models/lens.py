@@ -125,12 +125,12 @@ class Lens:
         for layer, chosen in heads.items():
             site = Site(SiteKind.ATTN_READ, layer)
             other = ablated[site].to(clean[site]).expand_as(clean[site])
-            changes = []
+            written, changes = self._written(layer, clean[site]), []
             for head in chosen:
                 own = slice(head * self.subject.space.head_dim, (head + 1) * self.subject.space.head_dim)
                 variant = clean[site].clone()
                 variant[:, own] = other[:, own]
-                changes.append(self._written(layer, clean[site]) - self._written(layer, variant))
+                changes.append(written - self._written(layer, variant))
             direct = [full - logit_difference(self.logits(residual - change), batch.targets) for change in changes]
             found[layer] = HeadEffects(torch.stack(direct).cpu(), torch.stack(changes).mean(1))
         return found

@@ -60,7 +60,7 @@ def exhibits(
         config: of the pairs that many circuits run on.
     """
     subject, layers = fitting(loaded.model, circuit.space), circuit.space.layers
-    sizes = [] if ranking is None else sorted({*SIZES, circuit.size})
+    sizes = [] if ranking is None else sorted({*SIZES, circuit.size} - {0.0})
     total = 3 + len(sizes) + layers
     done = itertools.count()
 

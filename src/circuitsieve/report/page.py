@@ -139,6 +139,9 @@ def _doubts(card: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[st
     asked, bounds = settings["max_kl"], card["intervals"]["test"].get("kl")
     if asked is not None and bounds is not None and bounds[0] > asked:
         yield f"on test pairs its KL is {card['test']['kl']:.3f} nats, beyond the {asked:g} that were asked for"
+    asked, bounds = settings["min_faithfulness"], card["intervals"]["test"].get("faithfulness")
+    if asked is not None and bounds is not None and (bounds[1] < asked or bounds[0] > 2 - asked):
+        yield f"on test pairs its faithfulness is {card['test']['faithfulness']:.3f}, further from 1 than the {asked:g} asked for"
     if card["full"]["accuracy"] - accuracy > NEAR:
         yield f"its accuracy is {card['full']['accuracy'] - accuracy:.2f} below the full model's on test pairs"
     if random is not None and random["beaten"] < BEATEN:

@@ -7,7 +7,7 @@ settings, the libraries and this program. Where any of these is another one now,
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,7 @@ from circuitsieve.data.pairs import SPLITS, TextSplits
 from circuitsieve.data.sources import read_pairs
 from circuitsieve.data.tokenising import Example, Pairs, encode, encode_all
 from circuitsieve.disk.jsontext import finite
-from circuitsieve.errors import RunError, shown
+from circuitsieve.errors import DataError, RunError, shown
 from circuitsieve.evaluation.card import Card, evaluate
 from circuitsieve.evaluation.full import SECTIONS, evaluate_fully
 from circuitsieve.evaluation.harness import EvaluationConfig
@@ -96,11 +96,12 @@ def evaluate_run(
     circuit, ranking = folder.read_circuit()
     loaded = load_run_model(folder, device)
     if data is not None:
-        examples = _examples(Path(data), loaded, reporter)
-        quick = evaluate(loaded.model, circuit, examples[0], config=config, progress=reporter.evaluation).values
-        others = Pairs((), (), examples[0])
+        seen = {record.pair.clean for record in folder.read_pairs() if record.split != "test"}
+        examples, unusable = _examples(Path(data), seen, loaded, reporter)
+        quick = evaluate(loaded.model, circuit, examples, config=config, progress=reporter.evaluation).values
+        others = Pairs((), (), examples)
         found = _fully(loaded, circuit, ranking, others, folder, config, reporter, None) if full else {}
-        return folder, with_run_facts(_joined(quick, found), folder, dict.fromkeys(SPENT), examples[1])
+        return folder, with_run_facts(_joined(quick, found), folder, dict.fromkeys(SPENT), unusable)
     pairs = run_pairs(folder, loaded)
     earlier = folder.read_json("card.json") if folder.has("card.json") else {}
     asked = {_QUICK, *_FULL} if full else {_QUICK}
@@ -125,13 +126,22 @@ def evaluate_run(
     return folder, card
 
 
-def _examples(path: Path, loaded: LoadedModel, reporter: Reporter) -> tuple[tuple[Example, ...], int]:
-    """The pairs of a file, and how many were dropped."""
-    examples, dropped = encode_all(read_pairs(path), loaded.tokenizer)
-    for reason, count in Counter(drop.reason for drop in dropped).items():
-        reporter.warn(f"dropped {count} pairs: {reason}")
+def _examples(path: Path, seen: Set[str], loaded: LoadedModel, reporter: Reporter) -> tuple[tuple[Example, ...], int]:
+    """The pairs of a file whose clean prompt the search has not seen, and how many others there are."""
+    pairs = read_pairs(path)
+    others = [pair for pair in pairs if pair.clean not in seen]
+    if pairs and not others:
+        raise DataError(
+            f"{path}: found only pairs that the circuit was searched or chosen with, expected others: on these it is no evidence"
+        )
+    examples, dropped = encode_all(others, loaded.tokenizer)
+    reasons = Counter(drop.reason for drop in dropped)
+    reasons["the circuit was searched or chosen with their clean prompts"] = len(pairs) - len(others)
+    for reason, count in reasons.items():
+        if count:
+            reporter.warn(f"dropped {count} pairs: {reason}")
     check_fit(loaded.model, examples)
-    return tuple(examples), len(dropped)
+    return tuple(examples), reasons.total()
 
 
 def _fully(

@@ -10,7 +10,7 @@ which the KL is renormalised. Years whose piece leaves the answer open (nothing 
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from circuitsieve.data.pairs import Pair, TaskRequest, TextSplits
@@ -45,33 +45,63 @@ class Cut:
     size: int
     """Digits of the piece that decides."""
 
-    def answers(self, year: int) -> tuple[list[str], list[str]]:
-        """The pieces that end after a year, and those that do not."""
-        digits = f"{year:04d}"
-        own = int(digits[self.before : self.before + self.size])
-        larger = [self._spelled(value) for value in range(own + 1, 10**self.size)]
-        # Where more digits follow, an equal piece leaves the answer open.
-        last_smaller = own if self.before + self.size == len(digits) else own - 1
-        return larger, [self._spelled(value) for value in range(last_smaller + 1)]
+    def shown(self, year: int) -> str:
+        """What the prompt shows of a year's like."""
+        return f"{year:04d}"[: self.before]
 
-    def cutoff(self, year: int) -> tuple[str, str]:
-        """The pieces just above and just below that of a year."""
-        own = int(f"{year:04d}"[self.before : self.before + self.size])
-        return self._spelled(own + 1), self._spelled(own - 1)
+    def value(self, year: int) -> int:
+        """The piece of a year that decides, as a number."""
+        return int(f"{year:04d}"[self.before : self.before + self.size])
 
-    def earliest(self, year: int) -> str:
-        """The year with the same beginning that any end follows."""
-        digits = f"{year:04d}"
-        rest = len(digits) - self.before
-        return digits[: self.before] + f"{1 if rest > 1 else 0:0{rest}d}"
+    def spelled(self, value: int) -> str:
+        """A piece that decides."""
+        return f"{value:0{self.size}d}"
 
     @property
-    def candidates(self) -> list[str]:
-        """Every piece that the answer may be."""
-        return [self._spelled(value) for value in range(10**self.size)]
+    def decides(self) -> bool:
+        """Whether no digit follows the piece."""
+        return self.before + self.size == 4
 
-    def _spelled(self, value: int) -> str:
-        return f"{value:0{self.size}d}"
+
+@dataclass(frozen=True)
+class Span:
+    """The year that a span begins in, and the pieces that it may end with."""
+
+    start: int
+    cut: Cut
+    ends: tuple[int, ...]
+    """The pieces, as rising numbers, that the tokenizer cuts off behind what is shown of the year."""
+    earliest: int
+    """The first year that looks the same where the prompt ends: any end follows it, or nearly any."""
+
+    @property
+    def larger(self) -> tuple[str, ...]:
+        """The pieces that end after the start."""
+        return self._spelled(value for value in self.ends if value > self._own)
+
+    @property
+    def smaller(self) -> tuple[str, ...]:
+        """The pieces that do not."""
+        # Where more digits follow, an equal piece leaves the answer open.
+        return self._spelled(value for value in self.ends if value < self._own + self.cut.decides)
+
+    @property
+    def cutoff(self) -> tuple[str, ...]:
+        """The nearest piece above that of the start, and the nearest below it, as far as there are any."""
+        below = self._spelled(value for value in self.ends if value < self._own)
+        return self.larger[:1] + below[-1:]
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Every piece that the answer may be."""
+        return self._spelled(self.ends)
+
+    @property
+    def _own(self) -> int:
+        return self.cut.value(self.start)
+
+    def _spelled(self, values: Iterable[int]) -> tuple[str, ...]:
+        return tuple(self.cut.spelled(value) for value in values)
 
 
 def cut_of(pieces: tuple[str, ...]) -> Cut | None:
@@ -94,28 +124,24 @@ def build(request: TaskRequest) -> TextSplits:
     """
     making.chosen(TASK.name, {}, request.options)
     rng = random.Random(f"greater_than words {request.seed}")
-    cut, usable = _usable_years(request.pieces)
-    nouns, years = making.split(NOUNS, rng), making.split(usable, rng)
-    candidates = tuple(cut.candidates)
+    nouns, spans = making.split(NOUNS, rng), making.split(_usable_spans(request.pieces), rng)
 
     def make(split: str) -> tuple[Pair, ...]:
         def fill(template: str, number: int, _: random.Random) -> Pair:
-            noun, year = making.digits(number, len(nouns[split]), len(years[split]))
-            start = years[split][year]
-            larger, smaller = cut.answers(start)
+            noun, year = making.digits(number, len(nouns[split]), len(spans[split]))
+            span = spans[split][year]
             clean, corrupted = (
-                template.format(noun=nouns[split][noun], start=begin, end=f"{start:04d}"[: cut.before])
-                for begin in (start, cut.earliest(start))
+                template.format(noun=nouns[split][noun], start=begin, end=span.cut.shown(begin))
+                for begin in (span.start, span.earliest)
             )
             name = f"years-{TEMPLATES.index(template) + 1}"
-            answers, wrong_answers, cutoff = tuple(larger), tuple(smaller), cut.cutoff(start)
-            return Pair(clean, corrupted, answers, wrong_answers, candidates, template=name, cutoff=cutoff)
+            return Pair(clean, corrupted, span.larger, span.smaller, span.candidates, template=name, cutoff=span.cutoff)
 
         return making.spread(
             f"greater_than-{split}",
             getattr(request, split),
             TEMPLATES,
-            len(nouns[split]) * len(years[split]),
+            len(nouns[split]) * len(spans[split]),
             fill,
             random.Random(f"greater_than {split} {request.seed}"),
         )
@@ -123,12 +149,13 @@ def build(request: TaskRequest) -> TextSplits:
     return making.splits(make)
 
 
-def _usable_years(pieces: Callable[[str], tuple[str, ...]]) -> tuple[Cut, list[int]]:
-    """The most common cut, and the years cut in this way that have an end above and one below."""
+def _usable_spans(pieces: Callable[[str], tuple[str, ...]]) -> list[Span]:
+    """The years of the most common cut that have an end above and one below, and an earlier year to be replaced by.
+
+    Some tokenizers take some years whole (GPT-2 has " 1700" as one token). What is not cut like most is no start, and no end.
+    """
     cuts = {
-        100 * century + year: cut_of(pieces(f" {100 * century + year}"))
-        for century in CENTURIES
-        for year in range(2, 99)
+        year: cut_of(pieces(f" {year}")) for century in CENTURIES for year in range(100 * century, 100 * century + 99)
     }
     common = Counter(cut for cut in cuts.values() if cut is not None).most_common(1)
     if not common:
@@ -136,9 +163,16 @@ def _usable_years(pieces: Callable[[str], tuple[str, ...]]) -> tuple[Cut, list[i
             "task greater_than: found a tokenizer that takes years whole, expected one that cuts them; give pairs of your own"
         )
     cut = common[0][0]
-    return cut, [
-        year for year, own in cuts.items() if own == cut and all(cut.answers(year)) and cut.earliest(year) != str(year)
-    ]
+    alike: dict[str, list[int]] = {}
+    for year, own in cuts.items():
+        if own == cut and (year % 100 or cut.before == 3):  # a century begins with its year 01
+            alike.setdefault(cut.shown(year), []).append(year)
+    ends = {
+        shown: tuple(value for value in range(10**cut.size) if cut_of(pieces(f" {shown}{cut.spelled(value)}")) == cut)
+        for shown in alike
+    }
+    spans = [Span(year, cut, ends[shown], years[0]) for shown, years in alike.items() for year in years[1:]]
+    return [span for span in spans if span.smaller and len(span.cutoff) == 2]
 
 
 TASK = Task(
