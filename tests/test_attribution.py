@@ -1,5 +1,7 @@
 """Scores that are not learned, against finite differences of single masks and against activations read off the modules."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -67,6 +69,22 @@ def test_scores_are_those_of_finite_differences(family: str, method: str, granul
         for layer, index in {(0, 0), (layers - 1, n - 1), divmod(int(found.abs().argmax()), n)}:
             expected = sum(gain(problem, node, layer, index, value) for value in at) / len(at)
             assert float(found[layer, index]) == pytest.approx(expected, rel=2e-2, abs=5e-3 * largest)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+def test_activations_times_gradients_do_not_ask_what_the_corrupted_prompt_is(family: str) -> None:
+    """Whether it shares its first tokens, which other methods need not run, or none."""
+    subject = shared(family, torch.float64)
+    examples = random_examples([8, 8, 8], 1)
+    sharing = [replace(e, corrupted=(*e.clean[:5], *e.corrupted[5:])) for e in examples]
+    config = DiscoveryConfig(method="activation_gradient", score_sign="signed", batch_size=3, training_dtype="model")
+    problems = [Problem.of(subject, Pairs(tuple(some), PAIRS.validation, ()), config) for some in (sharing, examples)]
+    prefixes = [p.train.references(p.train.batches[0], again=False).prefix for p in problems]
+    assert prefixes[0] is not None
+    assert prefixes[1] is None
+    one, two = (attribution(problem).scores for problem in problems)
+    for g, scores in one.items():
+        torch.testing.assert_close(scores, two[g])
 
 
 @each_family

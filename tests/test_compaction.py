@@ -83,6 +83,14 @@ def test_a_compact_model_is_studied_by_nobody(
     assert complaint(capsys, *words).startswith("model: found a compact model, expected a full one")
 
 
+def test_there_are_no_steps_below_none(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "model"
+    assert complaint(capsys, "compact", home / "run", "--out", out, "--recover", "-1") == (
+        "recover: found -1, expected at least 0 steps"
+    )
+    assert not out.exists()
+
+
 def test_what_is_in_the_way_stays(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/mine.txt").write_text("mine")

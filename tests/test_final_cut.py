@@ -39,6 +39,17 @@ def test_the_final_cut_goes_on_from_the_ranking_of_the_best_check_where_that_is_
     assert final_cut(problem, found.ranking, early, CONFIG.steps).step == CONFIG.steps
 
 
+def test_nothing_is_smaller_than_a_circuit_that_keeps_nothing(planted: GPT2LMHeadModel, found: Discovery) -> None:
+    """Where the budget allows everything: the last ranking's cut keeps no unit, the best check kept some."""
+    config = CONFIG.replaced(max_kl=1e3, max_accuracy_drop=1.0)
+    problem = Problem.of(Subject.of(planted), PAIRS, config)
+    nothing = Ranking(problem.space, {g: -torch.ones_like(score) for g, score in found.ranking.scores.items()})
+    early = try_cut(problem, found.ranking, found.ranking.threshold_at(0.5), 7)
+    chosen = final_cut(problem, nothing, early, config.steps)
+    assert chosen.feasible
+    assert chosen.circuit.size == 0
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_where_no_circuit_keeps_the_budget_the_nearest_one_is_returned(
     planted: GPT2LMHeadModel, found: Discovery, *, quick: bool

@@ -249,6 +249,18 @@ def test_a_config_that_was_edited_by_hand_is_one_clear_line(run: Path, fact: str
         judge(run, full=True)
 
 
+def test_a_model_of_the_hub_is_the_one_of_its_commit(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever a branch stands for by now."""
+    config = json.loads((run / "config.json").read_text())
+    config["model"] |= {"revision": "main", "commit": "0123abc"}
+    (run / "config.json").write_text(json.dumps(config))
+    asked: list[object] = []
+    monkeypatch.setattr(judging, "load_model", lambda _, **options: asked.append(options["revision"]))
+    with pytest.raises(AttributeError):  # nothing was loaded
+        judge(run)
+    assert asked == ["0123abc"]
+
+
 def test_pairs_told_otherwise_are_asked_in_the_form_of_the_run(run: Path, monkeypatch: pytest.MonkeyPatch):
     config = json.loads((run / "config.json").read_text())
     config["data"] |= {"task": "ioi", "seed": 5, "options": {"names": "shared"}, "chat": "Go on:"}

@@ -318,6 +318,7 @@ def test_facts_about_a_model(folder):
         "dtype": "float32",
         "device": "cpu",
         "revision": None,
+        "commit": None,
         "fingerprint": fingerprint(tiny_gpt2()),
     }
     assert about["versions"]["torch"] == torch.__version__

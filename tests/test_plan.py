@@ -77,6 +77,11 @@ def test_a_focus_that_leaves_out_most_units_is_predicted_to_be_cheaper(monkeypat
     assert steps(0.4, "off") == whole
 
 
+def test_a_search_without_steps_to_focus_is_predicted() -> None:
+    predicted = plan.predict(shared("llama").model, PAIRS, CONFIG.replaced(method="nested", steps=1), lambda: 0, CARD)
+    assert predicted.seconds["steps"] > 0
+
+
 def test_where_nothing_is_kept_every_step_makes_the_corrupted_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "_timed", lambda call: (call(), 3.0)[1])
     model = shared("llama").model

@@ -9,8 +9,9 @@ import torch
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.tokenising import Pairs
 from circuitsieve.errors import RunError
+from circuitsieve.runs.provenance import describe_model
 from circuitsieve.search import training
-from circuitsieve.search.discovery import Discovery, discover
+from circuitsieve.search.discovery import Discovery, _identity, discover
 from circuitsieve.search.resuming import KEPT, Checkpoints
 from circuitsieve.search.training import OnStep
 from models import random_examples, shared
@@ -116,6 +117,37 @@ def test_the_checkpoints_of_another_search_are_refused(tmp_path: Path) -> None:
         with pytest.raises(RunError, match="checkpoint of another search"):
             discover(*other, checkpoints=tmp_path)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_a_search_that_ran_out_of_memory_goes_on_with_less(tmp_path: Path) -> None:
+    model, config = shared("llama").model, CONFIGS["nested"]
+    with pytest.raises(Killed):
+        discover(model, PAIRS, config, checkpoints=tmp_path, on_step=killing(40))
+    steps: list[object] = []
+    less = config.replaced(memory="0MB", checkpointing="all")
+    found = discover(model, PAIRS, less, checkpoints=tmp_path, on_step=steps.append)
+    assert len(found.history) == 60
+    assert 20 <= len(steps) < 60
+
+
+def test_processes_on_accelerators_of_their_own_make_one_search() -> None:
+    config, identities = CONFIGS["nested"], []
+    for device in ("cuda:0", "cuda:1", "cpu"):
+        about = describe_model(shared("llama").model)
+        about["model"]["device"] = device
+        identities.append(_identity(config, PAIRS, about))
+    assert identities[0] == identities[1] != identities[2]
+
+
+def test_seconds_of_a_search_that_was_stopped_are_known(tmp_path: Path) -> None:
+    model, config = shared("llama").model, CONFIGS["nested"]
+    with pytest.raises(Killed):
+        discover(model, PAIRS, config, checkpoints=tmp_path, on_step=killing(40))
+    found = discover(model, PAIRS, config, checkpoints=tmp_path)
+    times = [entry["seconds"] for entry in found.history]
+    assert 0 < found.earlier_seconds <= times[39]
+    assert found.earlier_seconds in times
+    assert discover(model, PAIRS, config).earlier_seconds == 0
 
 
 def test_a_foreign_checkpoint_is_passed_over_for_an_own_one_before_it(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from circuitsieve.cli import app
 from circuitsieve.data.loaders import TaskOptions, load_task
+from circuitsieve.errors import RunError
 from circuitsieve.evaluation.card import evaluate
 from circuitsieve.models.loading import load_model
 from circuitsieve.runs.folder import RunFolder
@@ -101,6 +102,23 @@ def test_only_what_is_missing_damaged_or_other_is_made_again(swept: Path, monkey
     assert len(made) == 6
 
 
+def test_each_run_is_asked_for_once_with_what_its_method_has_use_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[sweep.Sweep] = []
+    monkeypatch.setattr(sweep, "run_sweep", lambda job, _: (asked.append(job), [])[1])
+    words = "sweep --model demo --task ioi --methods hard_concrete nested nested --sizes 0.2 0.4 --seeds 1 1"
+    more = ["--penalty", "head=1", "--size-by", "parameters", "--out", str(tmp_path / "sweep")]
+    with pytest.raises((SystemExit, RunError)):  # there is nothing to show
+        app.main([*words.split(), *more])
+    configs = [config for seed in asked[0].seeds for config in asked[0].configs(seed)]
+    assert [(c.method, c.size) for c in configs] == [
+        (method, size) for method in ("hard_concrete", "nested") for size in (0.4, 0.2)
+    ]
+    assert {(c.seed, c.size_by) for c in configs} == {(1, "parameters")}
+    assert [c.penalty for c in configs] == [{"head": 1.0}, {"head": 1.0}, {}, {}]
+
+
 @pytest.mark.slow
 def test_a_search_that_was_stopped_is_gone_on_with_unless_another_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -134,6 +152,20 @@ def test_a_search_that_was_stopped_is_gone_on_with_unless_another_is_asked_for(
     )
     assert {**point, "seconds": 0} == {**expected, "seconds": 0}
     assert point["seconds"] > 0
+    (tmp_path / "same/points/nested-0-0.4.json").unlink()
+    steps.clear()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep, "measure_circuits", interrupted)
+        assert run(tmp_path / "same", words=ONE) == 130
+    assert steps == [0, 1, 2, 3, 4]
+    assert run(tmp_path / "same", words=ONE) == 0
+    assert steps == [0, 1, 2, 3, 4]  # only what was to be measured is left
+    (again,) = json.loads((tmp_path / "same/sweep.json").read_text())["points"]
+    assert {**again, "seconds": 0} == {**expected, "seconds": 0}
     steps.clear()
     assert run(tmp_path / "other", "--lr", "0.1", words=ONE) == 0
     assert steps == [0, 1, 2, 3, 4]
@@ -144,7 +176,9 @@ def test_a_search_that_was_stopped_is_gone_on_with_unless_another_is_asked_for(
     [
         (["--methods", "nestled"], "methods: found 'nestled', expected some of hard_concrete, nested"),
         (["--sizes", "0.2", "2"], "size: found 2.0, expected a number between 0 and 1"),
-        (["--by", "weight"], "size_by: found 'weight', expected one of units, parameters"),
+        (["--seeds", "0", "-1"], "seed: found -1, expected a whole number of at least 0"),
+        (["--penalty", "head=1"], "method nested: found penalty {'head': 1.0}, which it has no use for"),
+        (["--size-by", "weight"], "size_by: found 'weight', expected one of units, parameters"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -75,7 +75,7 @@ class Method(_Word):
     )
     NESTED = (
         "nested",
-        "one score per node ranks every unit at every size; then hard masks at the size that the budget allows",
+        "one score per node ranks every unit at every size; then masks that harden, at the size that the budget allows",
     )
     ATTRIBUTION = (
         "attribution",

@@ -16,7 +16,6 @@ def sweep(
     out: str,
     methods: tuple[str, ...] = ("hard_concrete", "nested", "integrated_gradients", "attribution", "random"),
     sizes: tuple[float, ...] = (0.16, 0.08, 0.04, 0.02),
-    by: str = "units",
     seeds: tuple[int, ...] = (0,),
     flags: JobFlags = JOB_FLAGS,
     track: str | None = None,
@@ -38,9 +37,7 @@ def sweep(
     methods
         Methods of `discover`. Those that learn are run once for every size.
     sizes
-        Kept shares.
-    by
-        What sizes are shares of: units or parameters.
+        Kept shares, of the units or, with --size-by parameters, of those.
     seeds
         Each draws its own pairs.
     track
@@ -48,13 +45,16 @@ def sweep(
     json
         Print the content of sweep.json.
     """
-    job = flags.job(model, task, out, track=track)
+    gates = (
+        "hard_concrete" if "hard_concrete" in methods else None
+    )  # takes every setting; the other methods have their own
+    job = flags.job(model, task, out, track=track, method=gates)
     from circuitsieve.report.terminal import sweep_table
     from circuitsieve.workflow.points import read_sweep
     from circuitsieve.workflow.sweep import Sweep, run_sweep
 
     with RichReporter() as reporter:
-        points = run_sweep(Sweep(job, methods, sizes, seeds, by), reporter)
+        points = run_sweep(Sweep(job, methods, sizes, seeds), reporter)
     if json:
         print_json(read_sweep(out))
     else:

@@ -4,7 +4,7 @@ Those of the search are made from the configuration, one per field, explained by
 configuration stays free of the command line; here alone the two meet.
 """
 
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass, replace
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -180,13 +180,15 @@ class JobFlags:
         overwrite: bool = False,
         resume: bool = False,
         track: str | None = None,
+        method: str | None = None,
     ) -> "Job":
-        """What is to be searched.
+        """What is to be searched; with a method, not that of the flags.
 
         Raises:
             ConfigError: the settings are not possible.
         """
-        config = config_of(self.settings, self.config)
+        settings = self.settings if method is None else replace(self.settings, method=method)
+        config = config_of(settings, self.config)
         from circuitsieve.workflow.finding import Job
 
         counts, loading = self.counts, self.loading

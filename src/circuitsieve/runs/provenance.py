@@ -39,7 +39,8 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
             "family": str(model.config.model_type),
             "dtype": str(model.dtype).removeprefix("torch."),
             "device": "auto" if is_dispatched(model) else str(model.device),
-            "revision": getattr(model.config, "_commit_hash", None),
+            "revision": None,
+            "commit": getattr(model.config, "_commit_hash", None),
             "fingerprint": fingerprint(model),
         },
         "versions": {

@@ -11,6 +11,7 @@ added. With m the masks, b the baselines and a mean over training pairs:
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -78,6 +79,8 @@ def _gradients(problem: Problem, batch: PairBatch) -> Sums:
     sums: Sums = {}
     with quick_attention(bench.subject, batch.clean.shape[1]):
         reference = bench.references(batch, again=False)
+        if constants is not None:
+            reference = replace(reference, prefix=None)  # which holds what the corrupted run has there, not zero
         for value in at:
             masks = {
                 g: torch.full(problem.space.shape(g), value, device=problem.subject.device, requires_grad=True)

@@ -29,6 +29,9 @@ from circuitsieve.search.selection import final_cut
 from circuitsieve.search.training import OnLook, OnStep, Training
 from circuitsieve.vocabulary import Method
 
+OF_MEMORY = ("memory", "disk", "checkpointing")
+"""Settings that a search which ran out of memory goes on with other values of."""
+
 
 @dataclass(frozen=True, eq=False)
 class Discovery:
@@ -43,6 +46,8 @@ class Discovery:
     provenance: dict[str, Any] = field(repr=False)
     """The model's family, weights and the versions of the libraries."""
     interrupted: bool = False
+    earlier_seconds: float = 0.0
+    """Those of the steps that were made before the search was stopped and gone on with."""
     failure: str | None = None
     """Why the search ended before its time; the circuit is that of its last good checkpoint."""
 
@@ -73,7 +78,9 @@ class Discovery:
             RunError: the folder holds a run, holds other things, or cannot be written.
         """
         folder = RunFolder.claim(path, overwrite=overwrite)
-        self.write(folder, about)
+        with folder.locked():
+            self.write(folder, about)
+            folder.forget_checkpoints()  # of the run that was there
         return folder
 
     def write(self, folder: RunFolder, about: Mapping[str, Any] | None = None) -> None:
@@ -149,6 +156,7 @@ def discover(
         history=training.history,
         provenance=provenance,
         interrupted=interrupted,
+        earlier_seconds=training.earlier,
     )
 
 
@@ -163,9 +171,11 @@ def _found(training: Training, *, go_on: bool) -> tuple[Check, bool]:
 
 
 def _identity(config: DiscoveryConfig, pairs: Pairs, provenance: Mapping[str, Any]) -> str:
-    """Equal for searches that come to the same end on the same machine."""
-    model = {key: provenance["model"][key] for key in ("dtype", "device", "fingerprint")}
+    """Equal for searches that come to the same end on the same machine, but for the roundings that room for memory decides."""
+    model = {key: provenance["model"][key] for key in ("dtype", "fingerprint")}
+    model["device"] = provenance["model"]["device"].partition(":")[0]  # each process that shares the search has its own
     versions = {name: version for name, version in provenance["versions"].items() if name != "python"}
+    settings = {name: value for name, value in config.to_dict().items() if name not in OF_MEMORY}
     return identity_of(
-        {"discovery": config.to_dict(), "data": describe_pairs(pairs)["hash"], "model": model, "versions": versions}
+        {"discovery": settings, "data": describe_pairs(pairs)["hash"], "model": model, "versions": versions}
     )

@@ -79,6 +79,8 @@ class Training:
             self.constants_optimizer = torch.optim.Adam(self.constants.parameters(), lr=CONSTANTS_LR)
         self.checks = Checks(problem)
         self.history: list[dict[str, int | float]] = []
+        self.earlier = 0.0
+        """Seconds of the steps that a stopped search had made."""
         self.begun = 0
         """Steps that were made before the phase."""
         self.entered = False
@@ -118,7 +120,7 @@ class Training:
             batches = itertools.islice(
                 journey(self.problem.train.batches, self.problem.config), len(self.history), None
             )
-            start = time.monotonic() - (float(self.history[-1]["seconds"]) if self.history else 0.0)
+            start = time.monotonic() - self.earlier
             while not self.over:
                 self._train(batches, start)
                 following = next_phase(self.phase, self.problem_now)
@@ -144,6 +146,7 @@ class Training:
         """Go on from a state."""
         facts = read_document(state["facts"])
         self.history, self.over = facts["history"], facts["over"]
+        self.earlier = float(self.history[-1]["seconds"]) if self.history else 0.0
         phase = phase_to_restore(self.problem, facts["phase"])
         phase.restore(part("phase", state))
         self._enter(phase, facts["begun"])

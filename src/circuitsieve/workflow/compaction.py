@@ -20,7 +20,7 @@ from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.data.batching import batches
 from circuitsieve.data.tokenising import Example, Pairs
 from circuitsieve.disk import files
-from circuitsieve.errors import RunError
+from circuitsieve.errors import ConfigError, RunError
 from circuitsieve.evaluation.alternatives import REFERENCE_PAIRS
 from circuitsieve.evaluation.card import measure_circuits
 from circuitsieve.models.ablations import constants
@@ -68,8 +68,10 @@ def compact_run(
 
     Raises:
         RunError: the run is damaged, or the folder holds things or cannot be written.
-        ConfigError: the circuit cannot be folded into a model.
+        ConfigError: the circuit cannot be folded into a model, or there are less than no steps.
     """
+    if recover_steps < 0:
+        raise ConfigError(f"recover: found {recover_steps}, expected at least 0 steps")
     folder = RunFolder.open(path)
     _check_empty(out)
     found, _ = folder.read_circuit()

@@ -125,7 +125,8 @@ def _run(job: Job, folder: RunFolder, tracker: Tracker | None, reporter: Reporte
         card = evaluate(
             loaded.model, discovery.circuit, pairs.test, validation=pairs.validation, progress=reporter.evaluation
         )
-        spent = {"seconds": time.monotonic() - start, "peak_memory_bytes": _peak_memory()}
+        seconds = discovery.earlier_seconds + time.monotonic() - start
+        spent = {"seconds": seconds, "peak_memory_bytes": _peak_memory()}
         card = with_run_facts(card, folder, spent, len(pairs.dropped))
         folder.write_json("card.json", card.values)
         tracked.conclude(card.values, completed=True)

@@ -278,15 +278,17 @@ def load_run_model(folder: RunFolder, device: str | None = None) -> LoadedModel:
     name, expected, dtype, first, revision = (
         folder.look_up("config.json", "model", fact) for fact in ("name", "fingerprint", "dtype", "device", "revision")
     )
-    texts = {"name": name, "dtype": dtype, "device": first, **({} if revision is None else {"revision": revision})}
-    for fact, value in texts.items():
+    about = folder.look_up("config.json", "model")
+    # What a name or a branch of the hub stands for may have changed since; a local folder has no commit.
+    pinned = {"revision": revision, "commit": about.get("commit")}
+    texts = {"name": name, "dtype": dtype, "device": first}
+    for fact, value in (texts | {fact: value for fact, value in pinned.items() if value is not None}).items():
         if not isinstance(value, str) or not value.isprintable():
             raise RunError(
                 f"{folder.path / 'config.json'}: found model.{fact} {shown(value)}, expected a text in one line"
             )
-    limits = (
-        None if device else folder.look_up("config.json", "model").get("max_memory")
-    )  # runs made in Python have none
+    limits = None if device else about.get("max_memory")  # runs made in Python have none
+    revision = pinned["commit"] or revision
     loaded = load_model(name, dtype=dtype, device=device or first, revision=revision, max_memory=limits)
     if fingerprint(loaded.model) != expected:
         raise RunError(

@@ -140,7 +140,8 @@ class _Times:
             run = _timed(lambda: anew(batch))
         training = _unseen(problem)
         step = later = _timed(lambda: float(training.step(0, batch)["kl"]))
-        if Method(problem.config.method) is Method.NESTED and problem.train.shrinks:
+        focuses = Method(problem.config.method) is Method.NESTED and problem.config.ranking_steps < problem.config.steps
+        if focuses and problem.train.shrinks:
             focused = _focused(problem)
             later = _timed(lambda: float(focused.step(0, batch)["kl"]))
         again = 0.0 if batch in problem.train.references else run

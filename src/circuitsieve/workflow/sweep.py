@@ -7,7 +7,7 @@ search that was stopped is gone on with.
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,22 +39,22 @@ class Sweep:
     methods: tuple[str, ...]
     sizes: tuple[float, ...]
     seeds: tuple[int, ...]
-    by: str = "units"
-    """What sizes are shares of: units or parameters."""
 
     def __post_init__(self) -> None:
         for name in ("methods", "sizes", "seeds"):
             if not getattr(self, name):
                 raise ConfigError(f"{name}: found none, expected at least one")
-        object.__setattr__(self, "sizes", tuple(sorted(set(self.sizes), reverse=True)))
-        list(self.configs(0))  # says what is wrong with them before anything is loaded
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+        object.__setattr__(self, "sizes", tuple(sorted(self.sizes, reverse=True)))
+        for seed in self.seeds:
+            list(self.configs(seed))  # says what is wrong with them before anything is loaded
 
     def configs(self, seed: int) -> Iterator[DiscoveryConfig]:
         """The runs with a seed."""
         for method in self.methods:
             sizes = self.sizes if Method(_known(method)).learns else self.sizes[:1]
             for size in sizes:
-                yield self.job.config.replaced(method=method, size=size, size_by=self.by, seed=seed)
+                yield self.job.config.replaced(method=method, size=size, seed=seed)
 
     def measured(self, config: DiscoveryConfig) -> list[float]:
         """The sizes at which the ranking of a run is cut."""
@@ -79,7 +79,7 @@ def run_sweep(sweep: Sweep, reporter: Reporter) -> list[Point]:
         pairs = usable_pairs(job, loaded, reporter)
         facts = {"model": weights, "pairs": hash_of(records(pairs))}
         for config in sweep.configs(seed):
-            name = f"{config.method}-{seed}-{config.size:g}"
+            name = f"{config.method}-{seed}-{config.size}"
             key = {**facts, "config": config.to_dict(), "sizes": sweep.measured(config)}
             key = json.loads(json.dumps(key))  # as it is read back
             kept = out / "points" / f"{name}.json"
@@ -90,6 +90,7 @@ def run_sweep(sweep: Sweep, reporter: Reporter) -> list[Point]:
                 with tracked_run(tracker, one, loaded, pairs, reporter) as tracked:
                     found = _searched(sweep, one, loaded, pairs, reporter, tracked)
                 files.write_json(kept, {"key": key, "points": [asdict(point) for point in found]})
+                RunFolder(Path(one.out)).forget_checkpoints()
             points += found
             write_tables(out, points, f"{sweep.job.model}, {sweep.job.task}, {job.config.ablation} ablation")
     return points
@@ -118,7 +119,6 @@ def _searched(
     with folder.locked():
         found, seconds = _gone_on_with(job, loaded, pairs, reporter, tracked, folder)
         found.write(folder, facts_of(job))
-        folder.forget_checkpoints()
     tracked.conclude(found_by(found))
     sizes = sweep.measured(job.config)
     circuits = [found.circuit if size == job.config.size else cut_at(found, size) for size in sizes]
@@ -148,24 +148,17 @@ def _gone_on_with(
     job: Job, loaded: LoadedModel, pairs: Pairs, reporter: Reporter, tracked: Tracked, folder: RunFolder
 ) -> tuple[Discovery, float]:
     """The search of a run, from where it was stopped before if it was; and its seconds, those before included."""
-    made: list[Mapping[str, Any]] = []
-
-    def told(entry: Mapping[str, Any]) -> None:
-        made.append(entry)
-        tracked.step(entry)
-
     start = time.monotonic()
     try:
-        found = search(job, loaded, pairs, reporter, told, folder.checkpoints)
+        found = search(job, loaded, pairs, reporter, tracked.step, folder.checkpoints)
     except OtherSearch:
         folder.forget_checkpoints()
-        found = search(job, loaded, pairs, reporter, told, folder.checkpoints)
+        found = search(job, loaded, pairs, reporter, tracked.step, folder.checkpoints)
     if found.failure is not None:
         raise Diverged(found.failure)
     if found.interrupted:
         raise KeyboardInterrupt
-    before = found.history[: len(found.history) - len(made)]
-    return found, time.monotonic() - start + (float(before[-1]["seconds"]) if before else 0.0)
+    return found, found.earlier_seconds + time.monotonic() - start
 
 
 def cut_at(found: Discovery, size: float) -> Circuit:
