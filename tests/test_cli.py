@@ -134,7 +134,9 @@ def test_evaluating_again_gives_the_same_card(called, run):
 
 def test_evaluating_on_other_pairs_leaves_the_card_as_it_is(called, run, tmp_path):
     before = (run / "card.json").read_bytes()
-    good, bad = name_pairs(6, seed=5), name_pairs(8, seed=6)[6:]
+    seen = {record.pair.clean for record in RunFolder.open(run).read_pairs()}
+    new = tuple(pair for pair in name_pairs(20, seed=5) if pair.clean not in seen)
+    good, bad = new[:6], new[6:8]
     spoiled = tuple(type(pair)(pair.clean, "short", pair.answers, pair.wrong_answers) for pair in bad)
     output = called("evaluate", run, "--data", write_jsonl(tmp_path / "other.jsonl", good + spoiled), "--json")
     card = document(output)
@@ -302,7 +304,8 @@ def test_data_check_shows_what_is_dropped_and_how_words_align(called, home, tmp_
     crooked = Pair("When Mary went to", "When Mary and John went", (" the",), (" store",))
     path = write_jsonl(tmp_path / "pairs.jsonl", (*name_pairs(5), crooked))
     output = called("data", "check", path, "--model", home / "model")
-    assert output.status == 0
+    assert output.status == 1
+    assert "found no usable pair in the validation and the test split" in output.err.replace("\n", "")
     reason = "clean and corrupted prompts do not align word by word in tokens"
     assert "dropped: clean and corrupted prompts" in output.out
     assert re.search(r"full model: accuracy [01]\.\d{3} on clean prompts, [01]\.\d{3} on corrupted ones", output.out)

@@ -78,7 +78,10 @@ def test_check_names_the_model(refused, tmp_path):
         ),
         (["--max-kl", 0], "max_kl: found 0.0, expected a finite number above 0"),
         (["--steps", -5], "steps: found -5, expected a whole number of at least 1"),
-        (["--steps", "many"], 'Invalid value for --steps: unable to convert "many" into int.'),
+        (["--steps", "many"], "--steps: found 'many', expected a whole number"),
+        (["--steps", "1.5"], "--steps: found '1.5', expected a whole number"),
+        (["--train-pairs", "0"], "--train-pairs: found 0, expected at least 1"),
+        (["--overwrite", "--resume"], "--overwrite and --resume: found both, expected one"),
         (["--init", 3, 2], "init: found (3.0, 2.0), expected two finite numbers, the lower one first"),
         (
             ["--config", "no-such"],

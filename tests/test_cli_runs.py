@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from circuitsieve.runs.folder import RunFolder
 from tiny import name_pairs, tiny_folder, write_jsonl
 
 # --- folders of runs ----------------------------------------------------------------------------------------------------
@@ -47,7 +48,9 @@ def test_pairs_to_evaluate_on(refused, home, tmp_path):
     assert refused("evaluate", home / "run", "--data", missing).startswith(
         f"{missing}: cannot be read ([Errno 2] No such"
     )
-    same = write_jsonl(tmp_path / "same.jsonl", tuple(replace(p, wrong_answers=p.answers) for p in name_pairs(2)))
+    seen = {record.pair.clean for record in RunFolder.open(home / "run").read_pairs()}
+    new = [pair for pair in name_pairs(12, seed=5) if pair.clean not in seen][:2]
+    same = write_jsonl(tmp_path / "same.jsonl", tuple(replace(pair, wrong_answers=pair.answers) for pair in new))
     assert refused("evaluate", home / "run", "--data", same).startswith(
         "pairs: found no usable one among 2 in the test split"
     )

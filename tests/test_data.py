@@ -86,6 +86,10 @@ def test_white_space_after_the_last_word_must_align_too():
     assert len(Encoder(merging_tokenizer())(replace(pair, clean="a e ")).clean) == 4
 
 
+def test_prompts_that_are_the_same_are_dropped():
+    assert reason(replace(PROMPT, corrupted=PROMPT.clean)) == "clean and corrupted prompts are the same in tokens"
+
+
 def test_answers_that_share_their_first_token_are_dropped():
     pair = Pair("go", "do", (" undo",), (" unsay",))
     assert reason(pair, piece_tokenizer()) == "an answer and a wrong answer share their first token"

@@ -72,7 +72,11 @@ MALFORMED = [
     ({**ENTRY, "answer": " x"}, f"found the unknown column 'answer', expected {COLUMNS}"),
     ({**ENTRY, "clean": 3}, "clean: found 3, expected a text"),
     ({**ENTRY, "corrupted": ""}, "corrupted: found '', expected a text"),
-    ({"clean": "a"}, "corrupted: found None, expected a text"),
+    (
+        {"clean": "a"},
+        "found no corrupted, expected clean, corrupted, answers, wrong_answers; if it has another name, map",
+    ),
+    ({**ENTRY, "corrupted": None}, "corrupted: found None, expected a text"),
     ({**ENTRY, "clean": "\ud800"}, "clean: found '\\ud800', expected a text"),
     ({**ENTRY, "answers": 3}, "answers: found 3, expected a list of texts"),
     ({**ENTRY, "answers": ""}, "answers: found an empty list, expected at least one text"),
@@ -349,7 +353,7 @@ def test_file_is_split_and_folder_is_taken_as_it_is(tmp_path):
     assert tuple(e.pair for e in (*loaded.train, *loaded.validation, *loaded.test)) == pairs[:20]
     assert [len(loaded.split(name)) for name in SPLITS] == [10, 3, 7]
     (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(DataError, match=r"test\.jsonl: cannot be read"):
+    with pytest.raises(DataError, match=r"found no test\.jsonl or test\.csv, expected a file for each split"):
         load_task(str(tmp_path), word_tokenizer())
 
 
@@ -365,10 +369,31 @@ def test_unknown_task(name):
         load_task(name, word_tokenizer())
 
 
+def test_only_files_have_columns():
+    with pytest.raises(DataError, match=r"^task ioi: found names of columns \(clean\), which only files have"):
+        load_task("ioi", word_tokenizer(), TaskOptions(columns={"clean": "prompt"}))
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_columns_that_are_not_apart_by_commas_are_named(tmp_path, mark):
+    path = tmp_path / "pairs.csv"
+    path.write_text(mark.join(("clean", "corrupted", "answers", "wrong_answers")) + "\n" + mark.join("abcd") + "\n")
+    assert complaint(path) == f"{path}, line 1: found columns apart by {mark!r}, expected commas between them"
+
+
+def test_a_csv_file_is_one_however_its_name_is_spelled(tmp_path):
+    text = "clean,corrupted,answers,wrong_answers\na b,a c,d,e\n"
+    for name in ("pairs.csv", "PAIRS.CSV"):
+        (tmp_path / name).write_text(text)
+    assert read_pairs(tmp_path / "PAIRS.CSV") == read_pairs(tmp_path / "pairs.csv")
+
+
 def test_a_task_that_is_nearly_one_and_a_file_that_is_none():
     with pytest.raises(DataError, match=r"; did you mean 'ioi'\?$"):
         load_task("ioii", word_tokenizer())
-    with pytest.raises(DataError, match=r"^task: found no file 'no/pairs.csv', expected one of pairs$"):
+    with pytest.raises(
+        DataError, match=r"^task: found no file 'no/pairs.csv', expected the name of one that holds pairs$"
+    ):
         load_task("no/pairs.csv", word_tokenizer())
 
 

@@ -59,6 +59,11 @@ def test_lock_and_half_written_files_of_a_killed_process_are_no_hindrance(tmp_pa
     assert not (tmp_path / ".partial-masks.safetensors").exists()
 
 
+def test_a_folder_has_a_name():
+    with pytest.raises(RunError, match="^out: found no name, expected that of a folder for the run$"):
+        RunFolder.claim("")
+
+
 def test_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file/run"):

@@ -4,11 +4,12 @@ Those of the search are made from the configuration, one per field, explained by
 configuration stays free of the command line; here alone the two meet.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, make_dataclass, replace
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, Token
 from docstring_parser import parse_from_object
 
 from circuitsieve.config import DiscoveryConfig
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
     from circuitsieve.data.loaders import TaskOptions
     from circuitsieve.models.loading import LoadedModel
     from circuitsieve.workflow.finding import Job
+
+
+def whole(_: type, tokens: Sequence[Token]) -> int:
+    """A whole number: cyclopts itself would round another one."""
+    (token,) = tokens
+    try:
+        return int(token.value)
+    except ValueError as error:
+        raise ConfigError(f"{token.keyword}: found {token.value!r}, expected a whole number") from error
+
+
+Whole = Annotated[int, Parameter(converter=whole)]
 
 
 @Parameter(name="*")
@@ -78,11 +91,11 @@ class ReadingFlags:
 class CountFlags:
     """How many pairs there are."""
 
-    train_pairs: int = 3072
+    train_pairs: Whole = 3072
     """How many training pairs a built-in task makes at most."""
-    validation_pairs: int = 128
+    validation_pairs: Whole = 128
     """How many validation pairs; they choose the circuit."""
-    test_pairs: int = 192
+    test_pairs: Whole = 192
     """How many test pairs; they only judge it."""
 
 
@@ -118,7 +131,8 @@ def _config_flags() -> type:
         value = getattr(default, item.name)
         shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
         given = "" if value in (None, {}) else f" [default: {shown}]"
-        parameter = Parameter(help=meanings[item.name] + given, show_default=False, group=GROUPS.get(item.name, TUNING))
+        group, converter = GROUPS.get(item.name, TUNING), whole if hints[item.name] is int else None
+        parameter = Parameter(help=meanings[item.name] + given, show_default=False, group=group, converter=converter)
         flags.append((item.name, Annotated[_flag_type(item.name, hints[item.name]), parameter], None))
     # cyclopts flattens the classes of a module, not those without one.
     return make_dataclass("ConfigFlags", flags, frozen=True, namespace={"__module__": __name__})
@@ -187,6 +201,11 @@ class JobFlags:
         Raises:
             ConfigError: the settings are not possible.
         """
+        if overwrite and resume:
+            raise ConfigError("--overwrite and --resume: found both, expected one: a run is replaced or gone on with")
+        for name, count in vars(self.counts).items():
+            if count < 1:
+                raise ConfigError(f"--{name.replace('_', '-')}: found {count}, expected at least 1")
         settings = self.settings if method is None else replace(self.settings, method=method)
         config = config_of(settings, self.config)
         from circuitsieve.workflow.finding import Job

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from circuitsieve.cli.console import print_json
-from circuitsieve.cli.flags import MODEL_FLAGS, READING_FLAGS, ModelFlags, ReadingFlags
+from circuitsieve.cli.flags import MODEL_FLAGS, READING_FLAGS, ModelFlags, ReadingFlags, Whole
 from circuitsieve.cli.progress import RichReporter
 
 
@@ -47,7 +47,7 @@ def data_check(
     model: str,
     reading: ReadingFlags = READING_FLAGS,
     loading: ModelFlags = MODEL_FLAGS,
-    pairs: int = 3,
+    pairs: Whole = 3,
     json: bool = False,
 ) -> int:
     """Say which pairs are usable, why others are not, how their tokens align, and how well the full model does.
@@ -74,7 +74,13 @@ def data_check(
         print_json(report.to_dict())
     else:
         Console().print(data_view(report, pairs))
-    return 0 if report.screening is not None else 1
+    empty = [split for split, count in report.usable.items() if not count]
+    if empty:
+        said = f"{task}: found no usable pair in the {' and the '.join(empty)} split, expected at least one in each"
+        Console(stderr=True).print(
+            Text(f"circuitsieve: {said}; give more pairs, or a folder with a file for each split")
+        )
+    return 1 if empty else 0
 
 
 def check(model: str, /, *, loading: ModelFlags = MODEL_FLAGS, json: bool = False) -> int:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from circuitsieve.cli.console import damage_named, print_json
+from circuitsieve.cli.flags import Whole
 from circuitsieve.cli.progress import RichReporter
 
 
@@ -19,9 +20,9 @@ def edges(
     /,
     *,
     max_change: float = 0.05,
-    pairs: int = 64,
-    points: int = 5,
-    batch_size: int = 8,
+    pairs: Whole = 64,
+    points: Whole = 5,
+    batch_size: Whole = 8,
     device: str | None = None,
     json: bool = False,
 ) -> int:
@@ -109,7 +110,7 @@ def export(
     return 0
 
 
-def compact(run: str, /, *, out: Path, recover: int = 0, device: str | None = None, json: bool = False) -> int:
+def compact(run: str, /, *, out: Path, recover: Whole = 0, device: str | None = None, json: bool = False) -> int:
     """Write the circuit of a run as a smaller model: what it closed is gone from the weights. `--model` takes its folder.
 
     A circuit that was found with corrupted prompts has to do without them: closed nodes take their means over the training

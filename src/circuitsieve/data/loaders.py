@@ -74,6 +74,10 @@ def _texts(source: Source, tokenizer: PreTrainedTokenizerBase, request: TaskOpti
     if not isinstance(source, str):
         return split_by_hash(tuple(source()))
     if source in tasks.names():
+        if request.columns:
+            raise DataError(
+                f"task {source}: found names of columns ({', '.join(request.columns)}), which only files have"
+            )
         return _built(tasks.get(source), tokenizer, request)
     if request.options:
         raise DataError(f"task {source}: found options ({', '.join(request.options)}), which only tasks take")
@@ -89,8 +93,8 @@ def _read(name: str, columns: sources.Columns | None) -> TextSplits:
         return TextSplits(*(sources.read_pairs(_file_of(Path(name), split), columns) for split in SPLITS))
     if os.path.isfile(name):  # noqa: PTH113
         return split_by_hash(sources.read_pairs(Path(name), columns))
-    if Path(name).suffix in _KINDS:
-        raise DataError(f"task: found no file {name!r}, expected one of pairs")
+    if Path(name).suffix.lower() in _KINDS:
+        raise DataError(f"task: found no file {name!r}, expected the name of one that holds pairs")
     raise DataError(
         f"task: found {name!r}, expected one of {', '.join(tasks.names())}, a .jsonl or .csv file, a folder with train, "
         f"validation and test files, or {DATASET} and a data set{hint(name, list(tasks.names()))}"
@@ -98,9 +102,13 @@ def _read(name: str, columns: sources.Columns | None) -> TextSplits:
 
 
 def _file_of(folder: Path, split: str) -> Path:
-    """The file of a split; the first kind where there is none, so that the complaint names it."""
+    """The file of a split."""
     files = [folder / f"{split}{kind}" for kind in _KINDS]
-    return next((file for file in files if file.is_file()), files[0])
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        names = " or ".join(file.name for file in files)
+        raise DataError(f"{folder}: found no {names}, expected a file for each split ({', '.join(SPLITS)})")
+    return found
 
 
 def _as_split(found: Mapping[str, tuple[Pair, ...]]) -> TextSplits:

@@ -5,7 +5,8 @@ A row has the columns of `Pair`; a mapping says where a file calls them otherwis
 
 import csv
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,14 @@ def read_pairs(path: Path, columns: Columns | None = None) -> tuple[Pair, ...]:
         DataError: the file cannot be read or is empty, a row is malformed, or the mapping names a column that pairs do not
             have.
     """
+    is_csv = path.suffix.lower() == ".csv"
     try:
-        csv_file = path.suffix == ".csv"
-        pairs = pairs_of(_csv(path), columns, separator=SEPARATOR) if csv_file else pairs_of(_jsonl(path), columns)
+        pairs = pairs_of(_csv(path), columns, separator=SEPARATOR) if is_csv else pairs_of(_jsonl(path), columns)
     except (OSError, UnicodeDecodeError) as error:
-        kind = "CSV" if path.suffix == ".csv" else "JSON lines"
+        kind = "CSV" if is_csv else "JSON lines"
         raise DataError(f"{path}: cannot be read ({error}), expected pairs as {kind} in UTF-8") from error
     if not pairs:
-        expected = "a header and one pair a line" if path.suffix == ".csv" else "one JSON object a line"
+        expected = "a header and one pair a line" if is_csv else "one JSON object a line"
         raise DataError(f"{path}: found no pairs, expected {expected}")
     return pairs
 
@@ -64,7 +65,7 @@ def pairs_of(rows: Iterable[Row], columns: Columns | None = None, *, separator: 
     return tuple(_pair(_listed(_renamed(row, columns, where), separator), where) for where, row in rows)
 
 
-def _lines(path: Path, newline: str) -> Iterator[str]:
+def _lines(path: Path, newline: str) -> Generator[str]:
     """The lines of a file, never more of it in memory than the longest line that a pair may take."""
     with path.open(encoding="utf-8-sig", newline=newline) as file:  # with or without a byte order mark
         for number in itertools.count(1):
@@ -89,20 +90,29 @@ def _jsonl(path: Path) -> Iterator[Row]:
 
 
 def _csv(path: Path) -> Iterator[Row]:
-    reader = csv.DictReader(_lines(path, ""), strict=True)  # the reader itself sees to line ends, as csv asks
-    try:
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise DataError(
-                    f"{where}: found {len(row.get(None, ())) + sum(v is not None for k, v in row.items() if k)} cells, "
-                    f"expected {len(reader.fieldnames or ())}, as in the header"
-                )
-            yield where, row
-    except csv.Error as error:
-        raise DataError(
-            f"{path}, line {reader.reader.line_num}: found malformed CSV ({error}), expected RFC 4180"
-        ) from error
+    with closing(_lines(path, "")) as lines:  # the reader itself sees to line ends, as csv asks
+        reader = csv.DictReader(lines, strict=True)
+        try:
+            yield from _rows(reader, path)
+        except csv.Error as error:
+            raise DataError(
+                f"{path}, line {reader.reader.line_num}: found malformed CSV ({error}), expected RFC 4180"
+            ) from error
+
+
+def _rows(reader: "csv.DictReader[str]", path: Path) -> Iterator[Row]:
+    """The rows of a table whose cells are as many as the header's."""
+    names = reader.fieldnames or ()
+    if len(names) == 1 and (other := next((mark for mark in ";\t" if mark in names[0]), None)):
+        raise DataError(f"{path}, line 1: found columns apart by {other!r}, expected commas between them")
+    for row in reader:
+        where = f"{path}, line {reader.line_num}"
+        if None in row or None in row.values():
+            raise DataError(
+                f"{where}: found {len(row.get(None, ())) + sum(v is not None for k, v in row.items() if k)} cells, "
+                f"expected {len(names)}, as in the header"
+            )
+        yield where, row
 
 
 def _renamed(row: Mapping[str, Any], columns: Columns | None, where: str) -> dict[str, Any]:
@@ -117,7 +127,14 @@ def _renamed(row: Mapping[str, Any], columns: Columns | None, where: str) -> dic
     unknown = sorted(str(name) for name in set(row) - set(COLUMNS))
     if unknown:
         raise DataError(
-            f"{where}: found the unknown column {unknown[0]!r}, expected {', '.join(COLUMNS)}; map columns of other names"
+            f"{where}: found the unknown column {unknown[0]!r}, expected {', '.join(COLUMNS)}; map columns of other names "
+            "with --column NAME=THEIRS"
+        )
+    missing = [name for name in NEEDED if name not in row]
+    if missing:
+        raise DataError(
+            f"{where}: found no {missing[0]}, expected {', '.join(NEEDED)}; if it has another name, map it with "
+            f"--column {missing[0]}=THEIRS"
         )
     return dict(row)
 

@@ -72,6 +72,8 @@ class Encoder:
             raise Unusable("the clean prompt has no tokens")
         if not (pair.answers and pair.wrong_answers):
             raise Unusable("there is no answer or no wrong answer")
+        if clean == corrupted:
+            raise Unusable("clean and corrupted prompts are the same in tokens")
         # Words alone do not see white space after the last of them, which may take tokens too.
         if len(clean) != len(corrupted) or self._tokens_per_word(pair.clean) != self._tokens_per_word(pair.corrupted):
             raise Unusable("clean and corrupted prompts do not align word by word in tokens")

@@ -54,6 +54,8 @@ class Folder:
             RunError: the folder holds a run that may be neither replaced nor gone on with, holds other things, or cannot be
                 written.
         """
+        if not str(path):
+            raise RunError("out: found no name, expected that of a folder for the run")
         folder = cls(Path(path))
         try:
             folder.path.mkdir(parents=True, exist_ok=True)

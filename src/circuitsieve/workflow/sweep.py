@@ -46,6 +46,8 @@ class Sweep:
                 raise ConfigError(f"{name}: found none, expected at least one")
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         object.__setattr__(self, "sizes", tuple(sorted(self.sizes, reverse=True)))
+        for size in self.sizes:
+            self.job.config.replaced(size=size)
         for seed in self.seeds:
             list(self.configs(seed))  # says what is wrong with them before anything is loaded
 
