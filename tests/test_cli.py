@@ -305,7 +305,10 @@ def test_data_check_shows_what_is_dropped_and_how_words_align(called, home, tmp_
     path = write_jsonl(tmp_path / "pairs.jsonl", (*name_pairs(5), crooked))
     output = called("data", "check", path, "--model", home / "model")
     assert output.status == 1
-    assert "found no usable pair in the validation and the test split" in output.err.replace("\n", "")
+    assert output.err.endswith(
+        f"circuitsieve: {path}: found no usable pair in the train split, expected some in each; give more pairs, or a file "
+        "for each split\n"
+    )
     reason = "clean and corrupted prompts do not align word by word in tokens"
     assert "dropped: clean and corrupted prompts" in output.out
     assert re.search(r"full model: accuracy [01]\.\d{3} on clean prompts, [01]\.\d{3} on corrupted ones", output.out)

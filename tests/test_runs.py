@@ -60,8 +60,7 @@ def test_lock_and_half_written_files_of_a_killed_process_are_no_hindrance(tmp_pa
 
 
 def test_a_folder_has_a_name():
-    with pytest.raises(RunError, match="^out: found no name, expected that of a folder for the run$"):
-        RunFolder.claim("")
+    assert complaint(lambda: RunFolder.claim("")) == "out: found no name, expected that of a folder for the run"
 
 
 def test_file_in_the_place_of_the_folder(tmp_path):

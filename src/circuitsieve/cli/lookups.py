@@ -76,10 +76,10 @@ def data_check(
         Console().print(data_view(report, pairs))
     empty = [split for split, count in report.usable.items() if not count]
     if empty:
-        said = f"{task}: found no usable pair in the {' and the '.join(empty)} split, expected at least one in each"
-        Console(stderr=True).print(
-            Text(f"circuitsieve: {said}; give more pairs, or a folder with a file for each split")
+        said = (
+            f"circuitsieve: {task}: found no usable pair in the {' and the '.join(empty)} split, expected some in each"
         )
+        Console(stderr=True).print(Text(f"{said}; give more pairs, or a file for each split"), soft_wrap=True)
     return 1 if empty else 0
 
 
