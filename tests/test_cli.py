@@ -302,24 +302,31 @@ def test_tasks_are_listed(called):
 
 def test_data_check_shows_what_is_dropped_and_how_words_align(called, home, tmp_path):
     crooked = Pair("When Mary went to", "When Mary and John went", (" the",), (" store",))
-    path = write_jsonl(tmp_path / "pairs.jsonl", (*name_pairs(5), crooked))
+    path = write_jsonl(tmp_path / "pairs.jsonl", (*name_pairs(30), crooked))
     output = called("data", "check", path, "--model", home / "model")
-    assert output.status == 1
-    assert output.err.endswith(
-        f"circuitsieve: {path}: found no usable pair in the train split, expected some in each; give more pairs, or a file "
-        "for each split\n"
-    )
+    assert output.status == 0
     reason = "clean and corrupted prompts do not align word by word in tokens"
     assert "dropped: clean and corrupted prompts" in output.out
     assert re.search(r"full model: accuracy [01]\.\d{3} on clean prompts, [01]\.\d{3} on corrupted ones", output.out)
     assert "0 and 1 tokens" in output.out
     checked = document(called("data", "check", path, "--model", home / "model", "--json"))
-    assert sum(checked["usable"].values()) == 5
+    assert sum(checked["usable"].values()) == 30
     assert checked["dropped"] == {reason: 1}
     (dropped,) = (pair for pair in checked["pairs"] if pair["reason"] is not None)
     assert dropped["words"] == [
         [["When"], ["When"]], [["Mary"], ["Mary"]], [["went"], ["and"]], [["to"], ["John"]], [[], ["went"]]
     ]  # fmt: skip
+
+
+def test_data_check_of_too_few_for_three_splits(called, home, tmp_path):
+    path = write_jsonl(tmp_path / "pairs.jsonl", name_pairs(5))
+    output = called("data", "check", path, "--model", home / "model")
+    assert output.status == 1
+    assert "accuracy" in output.out
+    assert output.err.endswith(
+        f"circuitsieve: {path}: found no usable pair in the train split, expected some in each; give more pairs, or a file "
+        "for each split\n"
+    )
 
 
 def test_data_check_of_nothing_usable(called, home, tmp_path):
