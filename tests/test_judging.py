@@ -16,6 +16,7 @@ from circuitsieve.evaluation.card import Card
 from circuitsieve.evaluation.full import SECTIONS
 from circuitsieve.evaluation.harness import EvaluationConfig
 from circuitsieve.runs.folder import RunFolder
+from circuitsieve.runs.provenance import versions
 from circuitsieve.workflow import judging
 from circuitsieve.workflow.judging import evaluate_run
 from tiny import name_pairs, write_jsonl
@@ -174,13 +175,7 @@ def test_other_constants_and_libraries_are_measured_anew(
     assert listener.ran != []
     assert again["test"]["kl"] != pytest.approx(card["test"]["kl"])
     assert judge(run)[1].ran == []
-    described = judging.describe_model
-
-    def of_another_version(model: object) -> dict:
-        about = described(model)
-        return {**about, "versions": {**about["versions"], "torch": "0"}}
-
-    monkeypatch.setattr(judging, "describe_model", of_another_version)
+    monkeypatch.setattr(judging, "versions", lambda: {**versions(), "torch": "0"})
     assert judge(run)[1].ran != []
 
 

@@ -37,17 +37,26 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
         "model": {
             "name": str(model.config._name_or_path),
             "family": str(model.config.model_type),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": "auto" if is_dispatched(model) else str(model.device),
+            **placed(model),
             "revision": None,
             "commit": getattr(model.config, "_commit_hash", None),
             "fingerprint": fingerprint(model),
         },
-        "versions": {
-            "python": platform.python_version(),
-            **{library: importlib.metadata.version(library) for library in _LIBRARIES},
-        },
+        "versions": versions(),
     }
+
+
+def placed(model: PreTrainedModel) -> dict[str, str]:
+    """In what precision a model computes, and where."""
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": "auto" if is_dispatched(model) else str(model.device),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that decide what is computed."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 def describe_pairs(pairs: Pairs) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from circuitsieve.evaluation.robustness import Origin
 from circuitsieve.evaluation.verdicts import judged
 from circuitsieve.models.loading import LoadedModel, load_model
 from circuitsieve.runs.folder import PairRecord, RunFolder
-from circuitsieve.runs.provenance import describe_model, fingerprint, hash_of
+from circuitsieve.runs.provenance import fingerprint, hash_of, placed, versions
 from circuitsieve.search.control import within
 from circuitsieve.search.screening import check_fit
 from circuitsieve.workflow.reporting import Reporter
@@ -199,11 +199,10 @@ def _joined(quick: Mapping[str, Any], full: Mapping[str, Any]) -> Card:
 
 def _key(folder: RunFolder, loaded: LoadedModel, config: EvaluationConfig) -> dict[str, Any]:
     """All that a card depends on."""
-    about = describe_model(loaded.model)
-    facts = ("fingerprint", "dtype", "device")
+    weights = folder.look_up("config.json", "model", "fingerprint")  # which those of the model were found to have
     return {
-        "model": {fact: about["model"][fact] for fact in facts},
-        "versions": about["versions"],
+        "model": {"fingerprint": weights, **placed(loaded.model)},
+        "versions": versions(),
         "program": _hash_of_files(sorted(Path(str(resources.files("circuitsieve"))).rglob("*.py"))),
         "circuit": _hash_of_files([folder.path / name for name in ("masks.safetensors", "baselines.safetensors")]),
         "ablation": folder.look_up("circuit.json", "ablation"),
