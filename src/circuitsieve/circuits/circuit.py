@@ -195,7 +195,7 @@ class Ranking:
     @property
     def share_ranked(self) -> float:
         """The share of the units that it can close."""
-        return float(self.unit_scores().isfinite().float().mean())
+        return float((self.unit_scores() < torch.inf).float().mean())
 
     def unit_scores(self) -> Float[Tensor, " units"]:
         """Scores of all head dims, then of all MLP neurons, layer by layer."""

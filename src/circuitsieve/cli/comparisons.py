@@ -45,9 +45,8 @@ def sweep(
     json
         Print the content of sweep.json.
     """
-    gates = (
-        "hard_concrete" if "hard_concrete" in methods else None
-    )  # takes every setting; the other methods have their own
+    # It takes every setting; each run leaves out those that its method has no use for.
+    gates = "hard_concrete" if "hard_concrete" in methods else None
     job = flags.job(model, task, out, track=track, method=gates)
     from circuitsieve.report.terminal import sweep_table
     from circuitsieve.workflow.points import read_sweep

@@ -32,6 +32,7 @@ def whole(_: type, tokens: Sequence[Token]) -> int:
 
 
 Whole = Annotated[int, Parameter(converter=whole)]
+"""The type of a flag that takes a whole number."""
 
 
 @Parameter(name="*")

@@ -70,20 +70,19 @@ def _minimality_runs(evidence: Evidence) -> int:
     return 1 + len(chosen_nodes(evidence.harness)) + nulls
 
 
-def _unranked(ranking: Ranking | None) -> str | None:
-    """Why a ranking has no areas."""
-    if ranking is None:
-        return "the run has no ranking"
-    if 1 - ranking.share_ranked > min(SIZES):
-        return f"only {ranking.share_ranked:.0%} of the units are ranked, so that it cannot be cut at small sizes"
-    return None
+def _cuttable(ranking: Ranking | None) -> bool:
+    """Whether a ranking can be cut at all the sizes that areas are taken over."""
+    return ranking is not None and 1 - ranking.share_ranked <= min(SIZES)
 
 
 def _areas(evidence: Evidence) -> Measured:
-    reason = _unranked(evidence.ranking)
-    if evidence.ranking is None or reason is not None:
-        return {name: _missing("area", str(reason)) for name in ("cpr", "cmd")}
-    return areas(evidence.harness, evidence.ranking)
+    ranking = evidence.ranking
+    if ranking is not None and _cuttable(ranking):
+        return areas(evidence.harness, ranking)
+    reason = "the run has no ranking"
+    if ranking is not None:
+        reason = f"only {ranking.share_ranked:.0%} of the units are ranked, so that it cannot be cut at small sizes"
+    return {name: _missing("area", reason) for name in ("cpr", "cmd")}
 
 
 def _missing(name: str, reason: str) -> Summary:
@@ -96,7 +95,7 @@ SECTIONS = (
     _alone("completeness", completeness, lambda evidence: 1 + 2 * evidence.harness.config.subsets),
     _alone("sufficiency", sufficiency, lambda evidence: 1 + evidence.harness.config.tested_circuits),
     _alone("necessity", necessity, _necessity_runs),
-    Section(("cpr", "cmd"), lambda evidence: len(SIZES) * (_unranked(evidence.ranking) is None), _areas),
+    Section(("cpr", "cmd"), lambda evidence: len(SIZES) * _cuttable(evidence.ranking), _areas),
     Section(
         ("minimality",),
         _minimality_runs,

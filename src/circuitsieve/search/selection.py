@@ -180,7 +180,7 @@ def _smallest_cut(problem: Problem, start: Check, allowance: Allowance, rival: C
     cuts, size, known, most = _Cuts(problem, start, allowance), _size(problem, start.circuit), start.feasible, 1.0
     if rival is not None and rival.feasible:
         most = _size(problem, rival.circuit) / CUT_PRECISION
-        if not most:
+        if not most:  # nothing is smaller
             return cuts.best
         if size > most:
             size, known = most, cuts.at_a_glance(most)
