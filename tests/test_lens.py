@@ -33,7 +33,7 @@ def test_the_last_residual_stream_is_the_sum_of_all_that_is_written(family: str)
     rows = torch.arange(len(batch))
     written = [v[rows, batch.positions] for s, v in recorded.items() if s.kind.name.endswith("WRITE")]
     residual = torch.stack([*written, recorded[Site(SiteKind.EMBED, 0)][rows, batch.positions]]).sum(0)
-    said = lens.logits(residual)
+    said = lens.logits(residual, torch.arange(subject.model.config.vocab_size))
     cap = getattr(subject.model.config, "final_logit_softcapping", None)
     torch.testing.assert_close(said if cap is None else cap * torch.tanh(said / cap), logits, atol=1e-4, rtol=1e-4)
 

@@ -19,7 +19,7 @@ from circuitsieve.models.instrument import answer_logits, record
 from circuitsieve.models.placement import weight
 from circuitsieve.models.projections import is_input_major
 from circuitsieve.models.subject import Subject
-from circuitsieve.objective import logit_difference
+from circuitsieve.objective import PerPair, Targets, logit_difference
 from circuitsieve.vocabulary import Site, SiteKind
 
 LARGE = 1e3
@@ -57,10 +57,13 @@ class Lens:
         norm = subject.architecture.final_norm
         return None if norm is None or subject.architecture.norms_residual else cls(subject, norm)
 
-    def logits(self, residual: Float[Tensor, "*n width"]) -> Float[Tensor, "*n vocab"]:
-        """What the model says with this last residual stream, before any cap."""
-        found: Tensor = self.subject.architecture.unembedding(self.norm(residual))
-        return found.to(residual.device)
+    def logits(self, residual: Float[Tensor, "*n width"], tokens: Int[Tensor, " k"]) -> Float[Tensor, "*n k"]:
+        """What the model says of some tokens with this last residual stream, before any cap."""
+        unembedding = self.subject.architecture.unembedding
+        matrix = weight(unembedding, "weight")
+        rows = tokens.to(matrix.device)
+        bias = None if getattr(unembedding, "bias", None) is None else weight(unembedding, "bias")[rows]
+        return nn.functional.linear(self.norm(residual).to(matrix), matrix[rows], bias).to(residual.device)
 
     @torch.no_grad()
     def words(self, directions: Float[Tensor, "n width"], k: int) -> Words:
@@ -120,7 +123,7 @@ class Lens:
         )
         writing = (SiteKind.EMBED, SiteKind.ATTN_WRITE, SiteKind.MLP_WRITE)
         residual = torch.stack([clean[site] for site in sites if site.kind in writing]).sum(0)
-        full = logit_difference(self.logits(residual), batch.targets)
+        full = self._difference(residual, batch.targets)
         found = {}
         for layer, chosen in heads.items():
             site = Site(SiteKind.ATTN_READ, layer)
@@ -131,9 +134,16 @@ class Lens:
                 variant = clean[site].clone()
                 variant[:, own] = other[:, own]
                 changes.append(written - self._written(layer, variant))
-            direct = [full - logit_difference(self.logits(residual - change), batch.targets) for change in changes]
+            direct = [full - self._difference(residual - change, batch.targets) for change in changes]
             found[layer] = HeadEffects(torch.stack(direct).cpu(), torch.stack(changes).mean(1))
         return found
+
+    def _difference(self, residual: Float[Tensor, "batch width"], targets: Targets) -> PerPair:
+        """The logit difference, computed of no other tokens than those that it compares."""
+        wanted = (targets.answers, targets.wrong_answers)
+        ids, places = torch.unique(torch.cat(wanted, 1), return_inverse=True)
+        answers, wrong = places.masked_fill(ids[places] < 0, -1).split([each.shape[1] for each in wanted], 1)
+        return logit_difference(self.logits(residual, ids.clamp_min(0)), Targets(answers, wrong))
 
     def _at_answers(self, ids: Int[Tensor, "batch tokens"], batch: PairBatch, sites: Sequence[Site]) -> Activations:
         with record(self.subject, sites) as recorded:
