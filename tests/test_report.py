@@ -23,7 +23,7 @@ from circuitsieve.models.ablations import with_counterfactuals
 from circuitsieve.models.lens import Lens, attention_patterns
 from circuitsieve.models.subject import Subject
 from circuitsieve.report.command import command
-from circuitsieve.report.exhibits import PROMPTS, exhibits
+from circuitsieve.report.exhibits import PROMPTS, SIZES, exhibits
 from circuitsieve.report.page import RunRecord, page
 from circuitsieve.report.terminal import layer_table
 from circuitsieve.runs.folder import RunFolder
@@ -115,7 +115,8 @@ def test_a_circuit_that_keeps_nothing_is_shown(run: RunFolder):
     loaded, (circuit, ranking) = load_run_model(run), run.read_circuit()
     empty = Circuit(circuit.space, circuit.space.full(False), circuit.ablation, circuit.constants)
     found = exhibits(loaded, empty, ranking, run_pairs(run, loaded).test)
-    assert {point["size"] for point in found["curve"]} > {0.01, 1.0}
+    assert len(found["curve"]) == len(SIZES)
+    assert found["curve"][-1]["size"] > 0
     assert "<svg" in page(record_of(run, circuit=empty), found)
 
 
@@ -291,7 +292,7 @@ def results_of_tests(**p_values: float) -> dict[str, Any]:
 )
 def test_how_far_to_trust_it(run: RunFolder, shown: dict[str, Any], changes: dict[str, Any], word: str, why: str):
     card = run.read_json("card.json") | {"budget_met": 1}
-    card["test"] |= {"accuracy": 1.0}
+    card["test"] |= {"accuracy": 1.0, "faithfulness": 0.85}
     card["intervals"]["test"] |= {"kl": [0.05, 0.2]}
     card["full"] |= {"accuracy": 1.0}
     card["random"] |= {"beaten": 1.0, "accuracy": 0.5}
