@@ -176,6 +176,7 @@ def test_a_search_that_was_stopped_is_gone_on_with_unless_another_is_asked_for(
     [
         (["--methods", "nestled"], "methods: found 'nestled', expected some of hard_concrete, nested"),
         (["--sizes", "0.2", "2"], "size: found 2.0, expected a number between 0 and 1"),
+        (["--sizes", "nan", "0.2"], "size: found nan, expected a number between 0 and 1"),
         (["--seeds", "0", "-1"], "seed: found -1, expected a whole number of at least 0"),
         (["--penalty", "head=1"], "method nested: found penalty {'head': 1.0}, which it has no use for"),
         (["--size-by", "weight"], "size_by: found 'weight', expected one of units, parameters"),
