@@ -139,16 +139,13 @@ def discover(
     """
     processes = Processes.of_group() if distributed else ALONE
     with frozen(model):
-        subject = Subject.of(model)
-        provenance = describe_model(subject.model)
-        problem = Problem.of(subject, pairs, config, processes)
+        problem = Problem.of(Subject.of(model), pairs, config, processes)
+        provenance = _provenance(problem)
         identity = _identity(config, pairs, provenance)
         kept = Checkpoints(checkpoints, identity, on_warning) if checkpoints is not None else None
         training = Training(problem, on_step, on_look, kept)
         with exhaustion_named(needs(problem.footprint, config)):
             check, interrupted = _found(training, go_on=go_on)
-    provenance["model"]["processes"] = processes.count
-    provenance["model"]["trained_in"] = str(problem.train.subject.model.dtype).removeprefix("torch.")
     return Discovery(
         check=check,
         config=config,
@@ -168,6 +165,14 @@ def _found(training: Training, *, go_on: bool) -> tuple[Check, bool]:
     interrupted = training.run() if go_on else training.recall()
     ranking, best, steps = training.phase.ranking(), training.checks.best, len(training.history)
     return final_cut(training.problem_now(), ranking, best, steps, quick=interrupted), interrupted
+
+
+def _provenance(problem: Problem) -> dict[str, Any]:
+    """What is said of the model, and of how the search runs on it."""
+    about = describe_model(problem.subject.model)
+    about["model"]["processes"] = problem.train.processes.count
+    about["model"]["trained_in"] = str(problem.train.subject.model.dtype).removeprefix("torch.")
+    return about
 
 
 def _identity(config: DiscoveryConfig, pairs: Pairs, provenance: Mapping[str, Any]) -> str:
