@@ -160,7 +160,7 @@ def _pair(row: Mapping[str, Any], where: str) -> Pair:
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:
-    value = row.get(key)
+    value = row[key]
     if not _is_text(value):
         raise DataError(f"{where}: {key}: found {shown(value)}, expected a text")
     return str(value)
@@ -179,7 +179,7 @@ def _is_text(value: object) -> bool:
 
 
 def _texts(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    value = row.get(key, None if key in _NEEDED_LISTS else [])
+    value = row.get(key, [])
     if not isinstance(value, list) or not all(map(_is_text, value)):
         raise DataError(f"{where}: {key}: found {shown(value)}, expected a list of texts")
     if not value and key in _NEEDED_LISTS:

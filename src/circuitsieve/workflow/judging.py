@@ -130,7 +130,7 @@ def _examples(path: Path, seen: Set[str], loaded: LoadedModel, reporter: Reporte
     """The pairs of a file whose clean prompt the search has not seen, and how many others there are."""
     pairs = read_pairs(path)
     others = [pair for pair in pairs if pair.clean not in seen]
-    if pairs and not others:
+    if not others:
         raise DataError(
             f"{path}: found only pairs that the circuit was searched or chosen with, expected others: on these it is no evidence"
         )
