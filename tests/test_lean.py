@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from circuitsieve.circuits.nodes import SiteMasks
 from circuitsieve.data.batching import batches
+from circuitsieve.models import lean as lean_passes
 from circuitsieve.models.ablations import constants
 from circuitsieve.models.instrument import answer_logits, masked
 from circuitsieve.models.lean import WORTH, Lean
@@ -141,6 +142,35 @@ def test_what_is_closed_is_not_computed(family: str) -> None:
         shrinks = architecture.family.head_count is not None
         for role in roles[:3]:
             assert seen[role, layer] == (widths[role] * groups // space.kv_heads if shrinks else widths[role])
+
+
+@pytest.mark.parametrize("of_a_run", [False, True])
+@each_family
+def test_matrices_may_be_filled_up(family: str, of_a_run: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a multiple, by columns that say nothing; but not where hardly anything would be left out."""
+    monkeypatch.setattr(lean_passes, "TILE", 4)
+    subject = shared(family)
+    masks, left = mostly_open(subject), open_units(subject, 2)
+    closed = {kind: mask * left[kind] if kind in READS else mask for kind, mask in masks.items()}
+    with frozen(subject.model):
+        lean, reference = Lean(subject, left), References(subject, Ablation.CORRUPTED)(BATCH)
+        expected, their_gradients = run(subject, closed, reference, None)
+        logits, gradients = run(subject, masks, reference, lean, of_a_run)
+    filled = 0
+    for site, cut in lean.sites.items():
+        total, count = left[site.kind].shape[1], int(left[site.kind][site.layer].sum())
+        most = -(-count // 4) * 4
+        assert len(cut.open) == (most if most <= WORTH * total else count)
+        assert cut.open.tolist() == sorted(cut.open.tolist())
+        filled += len(cut.open) - count
+    assert filled
+    assert_same(logits, expected)
+    for kind in READS:
+        found, theirs = gradients[kind], their_gradients[kind]
+        assert found is not None
+        assert theirs is not None
+        theirs = theirs * left[kind]
+        torch.testing.assert_close(found, theirs, rtol=2**-8, atol=2**-10 * float(theirs.abs().max()))
 
 
 @each_family

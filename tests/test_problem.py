@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuitsieve.circuits.circuit import Ranking
 from circuitsieve.circuits.masks import Masks
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.batching import PairBatch
 from circuitsieve.data.tokenising import Pairs
+from circuitsieve.errors import ConfigError
 from circuitsieve.models.instrument import answer_logits, masked, record
 from circuitsieve.search.problem import Problem
-from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Ablation, Granularity
+from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, UNIT_GRANULARITIES, Ablation, Granularity
 from models import assert_same, each_family, random_examples, random_masks, shared
 
 G = Granularity
@@ -149,3 +151,15 @@ def test_prices_are_higher_in_early_layers_and_nothing_is_paid_inside_of_what_is
     expected = torch.full_like(dims, early)
     expected[0] *= inside
     torch.testing.assert_close(dims, expected)
+
+
+@pytest.mark.parametrize("method", ["nested", "hard_concrete", "attribution", "random"])
+def test_a_size_is_at_least_one_unit(method: str):
+    units = shared("llama").space.units
+    with pytest.raises(ConfigError, match=rf"size: found .*, less than one unit of the model, expected .* 1 / {units}$"):
+        Problem.of(shared("llama"), PAIRS, DiscoveryConfig(method, size=0.99 / units))
+    problem = Problem.of(shared("llama"), PAIRS, DiscoveryConfig(method, size=1 / units))
+    scores = {g: torch.arange(mask.numel()).reshape(mask.shape) for g, mask in problem.space.full().items()}
+    ranking = Ranking(problem.space, {g: scores[g].float() for g in UNIT_GRANULARITIES})
+    kept = problem.circuit({**problem.space.full(), **ranking.cut(ranking.threshold_at(1 / units))})
+    assert kept.size * units == pytest.approx(1)

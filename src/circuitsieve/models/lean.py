@@ -30,6 +30,9 @@ Open = Mapping[SiteKind, Bool[Tensor, "layers _"]]
 WORTH = 0.7
 """A site of which more is open is left whole: a step of SmolLM2 (16 prompts of 24 tokens, float32, two cores) takes 0.7 times
 as long as a bare pass with three tenths of all units open, and 0.95 times with six (`benchmarks/step_cost.py`)."""
+TILE = 32
+"""The inputs of a projection are a multiple of it: each shape costs a kernel that is compiled when it is first met, and layers
+and prompts of many lengths, cut anew every few steps, have more shapes than are remembered."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ class LeanSite:
     """A read site of which only some units are computed."""
 
     open: Int[Tensor, " open"]
+    """In order; the first of them again and again in front where a multiple of `TILE` asks for it, with weights of 0."""
     among_computed: Int[Tensor, " open"]
-    """Where the open units stand among those that are computed: closed heads of a group that is open are computed too."""
+    """Where they stand among the units that are computed: closed heads of a group that is open are computed too."""
     weight: Float[Tensor, "width units"]
     """Of the projection, whole; no copy."""
     bias: Float[Tensor, " width"] | None
@@ -130,32 +134,43 @@ def picked(values: Tensor, units: Int[Tensor, " n"]) -> Tensor:
     return values if values.shape[-1] == 1 else values.index_select(-1, units.to(values.device))
 
 
+def _tiled(units: Bool[Tensor, " n"]) -> Int[Tensor, " open"]:
+    """Where the open units are, as `LeanSite.open`; as they are where the next multiple is no longer worth leaving others out."""
+    opened = units.nonzero().flatten()
+    missing = -len(opened) % TILE
+    if len(opened) + missing > WORTH * len(units):
+        return opened
+    return torch.cat([opened[:1].expand(missing), opened])
+
+
 def _mlp(subject: Subject, site: Site, units: Bool[Tensor, " n"]) -> LeanSite:
-    rows = {role: subject.rows(role).flatten()[units] for role in subject.architecture.family.mlp_roles}
-    inputs = _inputs(subject, site.layer, rows)
-    return _lean_site(subject, site, units, units, inputs)
+    opened = _tiled(units)
+    rows = {role: subject.rows(role).flatten()[opened] for role in subject.architecture.family.mlp_roles}
+    return _lean_site(subject, site, opened, torch.arange(len(opened)), _inputs(subject, site.layer, rows))
 
 
 def _attention(subject: Subject, site: Site, units: Bool[Tensor, " n"]) -> LeanSite:
     space = subject.space
     groups = units.view(space.kv_heads, -1).any(dim=1)
+    opened = _tiled(units)
     if subject.architecture.family.head_count is None or groups.all():
-        return _lean_site(subject, site, units, torch.ones_like(units), ())
+        return _lean_site(subject, site, opened, opened, ())
     heads = groups.repeat_interleave(space.heads // space.kv_heads)
     rows = {role: subject.rows(role)[heads if role == "q" else groups].flatten() for role in ("q", "k", "v")}
     inputs = _inputs(subject, site.layer, rows)
     if (counter := subject.head_counter(site.layer, int(heads.sum()))) is not None:
         module, name, number = counter
         inputs = (*inputs, Narrowed(module, {name: number}))
-    found = _lean_site(subject, site, units, heads.repeat_interleave(space.head_dim), inputs)
+    before = heads.repeat_interleave(space.head_dim).cumsum(0) - 1
+    found = _lean_site(subject, site, opened, before[opened], inputs)
     return replace(found, groups=groups.nonzero().flatten().to(subject.device))
 
 
 def _lean_site(
     subject: Subject,
     site: Site,
-    units: Bool[Tensor, " n"],
-    computed: Bool[Tensor, " n"],
+    opened: Int[Tensor, " open"],
+    among_computed: Int[Tensor, " open"],
     inputs: tuple[Narrowed, ...],
 ) -> LeanSite:
     """A site whose projection reads the open units alone.
@@ -163,23 +178,25 @@ def _lean_site(
     Args:
         subject: the model.
         site: a read site.
-        units: the open ones.
-        computed: those that its inputs still compute.
+        opened: as `LeanSite.open`.
+        among_computed: as `LeanSite.among_computed`.
         inputs: the narrowed modules that compute them.
     """
     module = subject.architecture.read_module(site)
     weight, bias = module.get_parameter("weight").detach(), bias_of(module)
     dim = 0 if is_input_major(module) else 1
-    opened = units.nonzero().flatten().to(weight.device)
+    opened = opened.to(weight.device)
+    reading = weight.index_select(dim, opened)
+    reading.narrow(dim, 0, int((opened[:-1] == opened[1:]).sum())).zero_()
     written = Site(WRITE_OF_READ[site.kind], site.layer)
     without_bias = {} if bias is None else {"bias": torch.zeros_like(bias)}
     return LeanSite(
         open=opened,
-        among_computed=units[computed].nonzero().flatten().to(weight.device),
+        among_computed=among_computed.to(weight.device),
         weight=weight_of(module),
         bias=bias,
         written=written if subject.architecture.write_module(written) is module else None,
-        reading=Narrowed(module, {"weight": weight.index_select(dim, opened), **without_bias}),
+        reading=Narrowed(module, {"weight": reading, **without_bias}),
         inputs=inputs,
     )
 

@@ -17,7 +17,7 @@ from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.batching import batches
 from circuitsieve.data.tokenising import Pairs
 from circuitsieve.disk.store import Store
-from circuitsieve.errors import ConfigError, DataError
+from circuitsieve.errors import ConfigError, DataError, shown
 from circuitsieve.models import ablations
 from circuitsieve.models.placement import whereabouts
 from circuitsieve.models.subject import Subject
@@ -59,8 +59,9 @@ class Problem:
 
         Raises:
             DataError: the model cannot read a pair, or asking for a faithfulness means nothing on these pairs.
-            ConfigError: the configuration needs a model that is whole on one device, and it is not.
+            ConfigError: the configuration needs a model that is whole on one device, and it is not; or a size below one unit.
         """
+        _check_size(subject.space, config)
         ablation = Ablation(config.ablation)
         check_fit(subject.model, (*pairs.train, *pairs.validation))
         train, validation = (
@@ -170,6 +171,18 @@ class Problem:
                 "pairs: found the same metric with everything ablated as in the full model, expected a "
                 "difference, without which faithfulness means nothing; check the corrupted prompts, or ask for --max-kl"
             )
+
+
+def _check_size(space: NodeSpace, config: DiscoveryConfig) -> None:
+    """Refuse a share of the units that is less than one of them.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if config.size is not None and config.size_by == "units" and config.size < 1 / space.units:
+        raise ConfigError(
+            f"size: found {shown(config.size)}, less than one unit of the model, expected at least 1 / {space.units}"
+        )
 
 
 def training_dtype(subject: Subject, config: DiscoveryConfig) -> torch.dtype | None:
