@@ -3,12 +3,17 @@
     python benchmarks/budgets.py measure --model demo --out benchmarks/results/budgets/demo.json
     python benchmarks/budgets.py page benchmarks/results/budgets/*.json --out docs/budgets.md
 
-`measure` writes JSON with the machine, the versions and the command; run folders lie under --runs, where it goes on if it was
-stopped. `page` makes the tables.
+`measure` writes JSON with the machine, the versions and the command. What was found before by the same command and commit is not
+searched again; checkpoints of what was stopped lie under --runs. `page` makes the tables.
 """
 
 import argparse
+import itertools
+import json
+import shutil
+import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +21,14 @@ from surroundings import surroundings, write_results
 
 # isort: split
 
+from circuitsieve.cli.progress import RichReporter
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.loaders import TaskOptions
+from circuitsieve.data.tokenising import Pairs
+from circuitsieve.models.loading import LoadedModel, load_model
 from circuitsieve.vocabulary import Method
-from circuitsieve.workflow.finding import Job
-from finished import finished, options_of
+from circuitsieve.workflow.finding import Job, search, usable_pairs
+from finished import options_of
 from pages import command_line, read_results, refuse_repeated, sources
 
 BUDGETS: dict[str, dict[str, Any]] = {
@@ -44,32 +52,50 @@ def arguments() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Make a run for every task, method and budget; the results are written after each."""
-    about, rows = {**surroundings(), "model": options.model}, []
-    for task in options.tasks:
-        for method in options.methods:
-            for budget in options.budgets:
-                rows.append(
-                    {"task": task, "method": method, "budget": budget, **one_run(options, task, method, budget)}
-                )
-                write_results(options.out, {**about, "rows": rows})
+    """Search for every task, method and budget; the results are written after each."""
+    about = {**surroundings(), "model": options.model}
+    earlier = json.loads(options.out.read_text()) if options.out.exists() else {}
+    rows: list[Row] = earlier["rows"] if all(earlier.get(fact) == about[fact] for fact in ("command", "commit")) else []
+    made = {(row["task"], row["method"], row["budget"]) for row in rows}
+    loaded = load_model(options.model)
+    with RichReporter() as reporter:
+        for task in options.tasks:
+            name, data = options_of(task, options.seed)
+            job = Job(options.model, name, str(options.runs), DiscoveryConfig(), data)
+            pairs = usable_pairs(job, loaded, reporter)
+            for asked in itertools.product([task], options.methods, options.budgets):
+                if asked not in made:
+                    rows.append(one_search(options, job, loaded, pairs, reporter, *asked))
+                    write_results(options.out, {**about, "rows": rows})
 
 
-def one_run(options: argparse.Namespace, task: str, method: str, budget: str) -> Row:
-    """What was found on validation pairs, and what the circuit keeps."""
-    name, data = options_of(task, options.seed)
-    words = (Path(options.model).name, task.replace(":", "-"), method, budget.replace(" ", "-"), str(options.seed))
+def one_search(
+    options: argparse.Namespace,
+    job: Job,
+    loaded: LoadedModel,
+    pairs: Pairs,
+    reporter: RichReporter,
+    task: str,
+    method: str,
+    budget: str,
+) -> Row:
+    """What was found on validation pairs, and what the circuit keeps. Test pairs have no say in a budget: no card is made."""
     config = DiscoveryConfig(method=method, seed=options.seed, **BUDGETS[budget])
-    run = finished(Job(options.model, name, str(options.runs / "-".join(words)), config, data, resume=True))
-    circuit, _ = run.read_circuit()
-    found = {key: run.look_up("circuit.json", "found", key) for key in ("load", "kl", "faithfulness", "accuracy_drop")}
-    asked = circuit.share(config.size_by)
+    words = (Path(options.model).name, task.replace(":", "-"), method, budget.replace(" ", "-"), str(options.seed))
+    checkpoints = options.runs / "-".join(words)
+    found = search(replace(job, config=config), loaded, pairs, reporter, checkpoints=checkpoints)
+    if found.interrupted:
+        sys.exit(130)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return {
-        **found,
-        "met": run.look_up("card.json", "budget_met"),
-        "size": circuit.size,
+        "task": task,
+        "method": method,
+        "budget": budget,
+        **{name: value for name, value in found.check.summary().items() if name != "step"},
+        "met": found.budget_met,
+        "size": found.circuit.size,
         "asked by": config.size_by,
-        "share": asked,
+        "share": found.circuit.share(config.size_by),
     }
 
 

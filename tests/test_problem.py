@@ -156,7 +156,9 @@ def test_prices_are_higher_in_early_layers_and_nothing_is_paid_inside_of_what_is
 @pytest.mark.parametrize("method", ["nested", "hard_concrete", "attribution", "random"])
 def test_a_size_is_at_least_one_unit(method: str):
     units = shared("llama").space.units
-    with pytest.raises(ConfigError, match=rf"size: found .*, less than one unit of the model, expected .* 1 / {units}$"):
+    with pytest.raises(
+        ConfigError, match=rf"size: found .*, less than one unit of the model, expected .* 1 / {units}$"
+    ):
         Problem.of(shared("llama"), PAIRS, DiscoveryConfig(method, size=0.99 / units))
     problem = Problem.of(shared("llama"), PAIRS, DiscoveryConfig(method, size=1 / units))
     scores = {g: torch.arange(mask.numel()).reshape(mask.shape) for g, mask in problem.space.full().items()}
