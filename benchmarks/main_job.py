@@ -138,9 +138,9 @@ nothing was tuned on: their words stand in no training pair.
 
 {table}
 
-Faithfulness is 1 for the full model and 0 for the empty circuit, where everything is ablated. Random circuits have as many nodes
-as the circuit in every layer and head, the complement is all but the circuit. The budget is met on validation pairs, which choose
-the circuit; test pairs have other words again.
+Faithfulness is 1 for the full model and 0 for the empty circuit, where everything is ablated. Random circuits have as many
+nodes as the circuit in every layer, head for head, the complement is all but the circuit. The budget is met on validation
+pairs, which choose the circuit; test pairs have other words again.
 
 Written by `{command}`.
 """
