@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
     run.add_argument("--methods", nargs="+", default=METHODS)
     run.add_argument("--sizes", nargs="+", type=float, default=SIZES)
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    page.add_argument("--remark", default="", help="a paragraph for the end of the introduction")
+    page.add_argument("--remarks", type=Path, help="a file for the end of the introduction")
     return parser.parse_args()
 
 
@@ -93,15 +93,15 @@ figures but those on training pairs are of test pairs, which are in no other spl
 methods rank the same units, with the same baselines, through the same masks, and are cut at exactly the same sizes (`nested` also
 closes out dims where that helps, which no size counts). Scores that are not learned look at 384 of the training
 pairs, integrated gradients at 4 points each. The last column compares the seeds that both have. Seconds are those
-of the search (a method that does not learn is run once for all sizes). {remark}
+of the search (a method that does not learn is run once for all sizes).
 
-{tables}
+{remarks}{tables}
 Written by `{command}`, from the results of
 {commands}.
 """
 
 
-def page(files: Iterable[Path], command: str, remark: str = "") -> str:
+def page(files: Iterable[Path], command: str, remarks: str = "") -> str:
     """The page of some files of results."""
     results = read_results(files)
     measured: dict[tuple[str, str], tuple[Points, dict[str, Any]]] = {}
@@ -116,7 +116,7 @@ def page(files: Iterable[Path], command: str, remark: str = "") -> str:
         full = statistics.median({point["seed"]: point["full_accuracy"] for point in points}.values())
         heading = f"## {model}, {task}\n\nAccuracy of the full model: {full:.3f}.\n\n"
         tables.append(f"{heading}{table(points)}\n{where(layers)}")
-    return PAGE.format(tables="\n".join(tables), command=command, commands=sources(results), remark=remark)
+    return PAGE.format(tables="\n".join(tables), command=command, commands=sources(results), remarks=remarks)
 
 
 def table(points: Points) -> str:
@@ -189,7 +189,8 @@ def main() -> None:
     if options.command == "measure":
         write_results(options.out, measure(options))
     else:
-        options.out.write_text(page(options.results, surroundings()["command"], options.remark))
+        remarks = "" if options.remarks is None else options.remarks.read_text() + "\n"
+        options.out.write_text(page(options.results, surroundings()["command"], remarks))
 
 
 if __name__ == "__main__":
