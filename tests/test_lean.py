@@ -144,13 +144,14 @@ def test_what_is_closed_is_not_computed(family: str) -> None:
             assert seen[role, layer] == (widths[role] * groups // space.kv_heads if shrinks else widths[role])
 
 
+@pytest.mark.parametrize("seed", [2, 4, 7, 14, 18])
 @pytest.mark.parametrize("of_a_run", [False, True])
 @each_family
-def test_matrices_may_be_filled_up(family: str, of_a_run: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matrices_may_be_filled_up(family: str, of_a_run: bool, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """To a multiple, by columns that say nothing; but not where hardly anything would be left out."""
     monkeypatch.setattr(lean_passes, "TILE", 4)
     subject = shared(family)
-    masks, left = mostly_open(subject), open_units(subject, 2)
+    masks, left = mostly_open(subject), open_units(subject, seed)
     closed = {kind: mask * left[kind] if kind in READS else mask for kind, mask in masks.items()}
     with frozen(subject.model):
         lean, reference = Lean(subject, left), References(subject, Ablation.CORRUPTED)(BATCH)
@@ -171,6 +172,27 @@ def test_matrices_may_be_filled_up(family: str, of_a_run: bool, monkeypatch: pyt
         assert theirs is not None
         theirs = theirs * left[kind]
         torch.testing.assert_close(found, theirs, rtol=2**-8, atol=2**-10 * float(theirs.abs().max()))
+
+
+@each_family
+def test_a_group_may_be_filled_up_to_its_own_width(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many columns as are computed need not be the same ones."""
+    subject = shared(family)
+    space, masks = subject.space, mostly_open(subject)
+    dims = space.shape(Granularity.HEAD_DIM)[1]
+    width = dims // max(space.kv_heads, 2)
+    monkeypatch.setattr(lean_passes, "TILE", width)
+    units = torch.zeros(LAYERS, dims, dtype=torch.bool)
+    units[:, :width] = torch.arange(width) != width // 2
+    left = {SiteKind.ATTN_READ: units}
+    reference = References(subject, Ablation.CORRUPTED)(BATCH)
+    with torch.no_grad():
+        lean = Lean(subject, left)
+        assert all(len(site.open) == width for site in lean.sites.values())
+        with masked(subject, {**masks, SiteKind.ATTN_READ: masks[SiteKind.ATTN_READ] * units}, reference.baselines):
+            expected = answer_logits(subject, BATCH.clean, BATCH.positions)
+        with masked(subject, masks, reference.baselines, lean=lean):
+            assert_same(answer_logits(subject, BATCH.clean, BATCH.positions), expected)
 
 
 @each_family

@@ -102,7 +102,7 @@ def _mixed_lean(
     """How far masks move the open units from their baselines; what the projection makes of all baselines is noted."""
     baseline = take(site)
     behind[site] = written[lean.written] if lean.written in written else lean.of_baseline(baseline)
-    if lean.among_computed.shape[0] != activation.shape[-1]:
+    if lean.among_computed is not None:
         activation = picked(activation, lean.among_computed)
     moved = activation - picked(baseline, lean.open).to(activation)
     return mix(moved.new_zeros(1), moved, picked(mask, lean.open))

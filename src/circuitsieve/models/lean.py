@@ -62,8 +62,9 @@ class LeanSite:
 
     open: Int[Tensor, " open"]
     """In order; the first of them again and again in front where a multiple of `TILE` asks for it, with weights of 0."""
-    among_computed: Int[Tensor, " open"]
-    """Where they stand among the units that are computed: closed heads of a group that is open are computed too."""
+    among_computed: Int[Tensor, " open"] | None
+    """Where they stand among the units that are computed: closed heads of a group that is open are computed too. None where
+    just these are computed."""
     weight: Float[Tensor, "width units"]
     """Of the projection, whole; no copy."""
     bias: Float[Tensor, " width"] | None
@@ -113,7 +114,7 @@ class Lean:
 
     @staticmethod
     def most_bytes(subject: Subject) -> int:
-        """What the cut matrices take at most: half of every block, but nearly all of queries, keys and values.
+        """What the cut matrices take at most: seven tenths of every block, but nearly all of queries, keys and values.
 
         Each of their groups but one may have an open unit, and is then computed whole.
         """
@@ -146,7 +147,7 @@ def _tiled(units: Bool[Tensor, " n"]) -> Int[Tensor, " open"]:
 def _mlp(subject: Subject, site: Site, units: Bool[Tensor, " n"]) -> LeanSite:
     opened = _tiled(units)
     rows = {role: subject.rows(role).flatten()[opened] for role in subject.architecture.family.mlp_roles}
-    return _lean_site(subject, site, opened, torch.arange(len(opened)), _inputs(subject, site.layer, rows))
+    return _lean_site(subject, site, opened, None, _inputs(subject, site.layer, rows))
 
 
 def _attention(subject: Subject, site: Site, units: Bool[Tensor, " n"]) -> LeanSite:
@@ -170,7 +171,7 @@ def _lean_site(
     subject: Subject,
     site: Site,
     opened: Int[Tensor, " open"],
-    among_computed: Int[Tensor, " open"],
+    among_computed: Int[Tensor, " open"] | None,
     inputs: tuple[Narrowed, ...],
 ) -> LeanSite:
     """A site whose projection reads the open units alone.
@@ -192,7 +193,7 @@ def _lean_site(
     without_bias = {} if bias is None else {"bias": torch.zeros_like(bias)}
     return LeanSite(
         open=opened,
-        among_computed=among_computed.to(weight.device),
+        among_computed=among_computed if among_computed is None else among_computed.to(weight.device),
         weight=weight_of(module),
         bias=bias,
         written=written if subject.architecture.write_module(written) is module else None,
