@@ -9,6 +9,8 @@ from transformers import (
     AutoModel,
     BloomConfig,
     BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
@@ -177,6 +179,11 @@ def test_selfcheck_passes(family: str, dtype: torch.dtype):
     assert [done for _, done, _ in seen] == list(range(1, len(results) + 1))
     assert {total for _, _, total in seen} == {len(results)}
     assert len({result.name for result in results}) == len(results) >= 7
+
+
+def test_selfcheck_reads_no_more_than_the_model_can():
+    config = GPT2Config(vocab_size=30, n_embd=16, n_layer=2, n_head=2, n_positions=14, bos_token_id=0, eos_token_id=0)
+    assert noticed(GPT2LMHeadModel(config).eval()) == []
 
 
 def noticed(model: PreTrainedModel) -> list[str]:

@@ -107,7 +107,7 @@ def test_card_has_every_section_and_metric():
     card = evaluate(MODEL, CIRCUIT, PAIRS.test, validation=PAIRS.validation, config=FEW)
     assert {*SECTIONS, "kept", "size", "parameters", "layers", "intervals", "reasons"} == set(card)
     for section in SECTIONS:
-        extra = {"circuits", "beaten"} if section == "random" else set()
+        extra = {"circuits", "beaten", "circuit_accuracy"} if section == "random" else set()
         assert set(card[section]) == {*METRICS, *extra}
         assert set(card["intervals"][section]) == {*METRICS} - {"n"}
     assert set(card["kept"]) == {str(g) for g in Granularity}
@@ -171,6 +171,7 @@ def test_random_section_is_about_the_random_circuits():
     for metric in ("kl", "accuracy", "logit_diff", "kl_p95"):
         assert found[f"random.{metric}"] == pytest.approx(sum(test[metric] for test in each) / 3, rel=1e-5)
     assert found["random.circuits"] == 3
+    assert found["random.circuit_accuracy"] == pytest.approx(found["test.accuracy"])  # all pairs are few enough here
     assert found["random.beaten"] == pytest.approx(sum(test["kl"] > found["test.kl"] for test in each) / 3)
 
 

@@ -197,6 +197,9 @@ def test_paths_are_printed_as_they_are(called, home, tmp_path):
     output = called("discover", *words)
     assert output.status == 0
     assert f"Run folder: {strange}\n" in output.out
+    output = called("report", strange)
+    assert output.status == 0
+    assert f"Report: {strange}/report.html\n" in output.out
 
 
 # --- warnings -----------------------------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ def test_the_demo_is_ioi_in_the_bundled_model_with_all_defaults(called: Called, 
         {"data": TaskOptions(options={"corruption": "flip", "split_names": "false"})},
         {"data": TaskOptions(columns={"clean": "prompt", "answers": "the target"})},
         {"data": TaskOptions(chat="Complete this: {prompt}")},
+        {"data": TaskOptions(chat="- say: {prompt}")},
         {"data": TaskOptions(seed=3), "config": DiscoveryConfig(seed=3)},
         {
             "config": DiscoveryConfig(

@@ -18,10 +18,12 @@ from circuitsieve.data.batching import batches
 from circuitsieve.errors import CircuitsieveError, ConfigError, ModelError, UnsupportedModel
 from circuitsieve.models.ablations import constants as means
 from circuitsieve.models.checkpoint import save_compact
+from circuitsieve.models.instrument import answer_logits
 from circuitsieve.models.loading import load_model
 from circuitsieve.models.subject import Subject
 from circuitsieve.models.surgery import compact
-from circuitsieve.models.tuning import tune
+from circuitsieve.models.tuning import divergence, tune
+from circuitsieve.objective import log_probs
 from circuitsieve.vocabulary import Ablation, Granularity, Site
 from circuitsieve.workflow.compaction import answering
 from models import (
@@ -239,3 +241,43 @@ def test_constants_are_tuned_and_nothing_else() -> None:
     assert changed == {f"transformer.h.{layer}.{part}.c_proj.bias" for layer in (0, 1) for part in ("attn", "mlp")}
     assert divergence() < 0.8 * first
     assert not any(p.requires_grad or p.grad is not None for name, p in smaller.named_parameters() if name in changed)
+
+
+def test_constants_of_0_are_tuned_too() -> None:
+    """Without biases nothing is left behind under zero ablation: the size of a step comes from what the blocks write."""
+    subject, pairs = shared("llama"), tiny_pairs(train=24)
+    masks = {Granularity.MLP_NEURON: torch.arange(subject.space.neurons).expand(subject.space.layers, -1) < 4}
+    circuit = Circuit(subject.space, masks, Ablation.ZERO, constants(subject, Ablation.ZERO))
+    smaller = compact(subject.model, circuit)
+    small = answering(smaller, circuit)
+    (batch,) = batches(pairs.train[:8], 8)
+    said = log_probs(answer_logits(subject, batch.clean, batch.positions), batch.targets.candidates)
+    with torch.no_grad():
+        before = float(divergence(small, batch, said).mean())
+    tune(small, subject, pairs, 60)
+    with torch.no_grad():
+        assert float(divergence(small, batch, said).mean()) < 0.95 * before
+
+
+def test_where_nothing_is_closed_there_is_nothing_to_tune() -> None:
+    subject, pairs = shared("llama"), tiny_pairs(train=8)
+    circuit = Circuit(subject.space, {}, Ablation.ZERO, constants(subject, Ablation.ZERO))
+    smaller = compact(subject.model, circuit)
+    before = {name: p.clone() for name, p in smaller.named_parameters()}
+    tune(answering(smaller, circuit), subject, pairs, 5)
+    assert all(torch.equal(p, before[name]) for name, p in smaller.named_parameters())
+
+
+def test_a_folder_may_be_text_and_must_be_empty(tmp_path: Path) -> None:
+    loaded = tiny_loaded()
+    subject = Subject.of(loaded.model)
+    circuit = Circuit(subject.space, {}, Ablation.ZERO, constants(subject, Ablation.ZERO))
+    smaller = compact(loaded.model, circuit)
+    save_compact(str(tmp_path / "model"), smaller, loaded.tokenizer, circuit, {})
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert load_model(str(tmp_path / "model")).model.config.model_type == loaded.model.config.model_type
+    with pytest.raises(
+        CircuitsieveError, match=r"model: found files there, expected a new or empty folder for the compact"
+    ):
+        save_compact(tmp_path / "model", smaller, loaded.tokenizer, circuit, {})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before

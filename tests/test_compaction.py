@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console, RenderableType
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import circuitsieve
+from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.cli import app
+from circuitsieve.models.subject import Subject
+from circuitsieve.models.surgery import compact
+from circuitsieve.report.compacted import compact_view
 from circuitsieve.runs.folder import RunFolder
+from circuitsieve.vocabulary import Ablation
+from circuitsieve.workflow.compaction import _token_of, saved
 from tiny_cli import call, complaint, quiet_and_offline
 
 
@@ -21,6 +29,13 @@ def compacted(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         app.main(["compact", str(home / "run"), "--out", str(out), "--recover", "3"])
     assert stopped.value.code == 0
     return out
+
+
+def text_of(view: RenderableType) -> str:
+    console = Console(width=120)
+    with console.capture() as captured:
+        console.print(view)
+    return captured.get()
 
 
 def test_what_is_written_is_a_smaller_model(compacted: Path, home: Path) -> None:
@@ -71,6 +86,7 @@ def test_it_says_what_became_of_the_circuit(home: Path, tmp_path: Path, capsys: 
     assert "was found with the baseline corrupted" in said.err
     assert "the compact model" in said.out
     assert "tuned" not in said.out
+    assert "Its logits are those of the masked model to" in said.out
     assert f"Compact model: {tmp_path / 'model'}" in said.out
     as_json = json.loads(call(capsys, "compact", home / "run", "--out", tmp_path / "other", "--json").out)
     assert as_json["quality"]["pairs"] == json.loads((home / "run/card.json").read_text())["test"]["n"]
@@ -102,6 +118,39 @@ def test_what_is_in_the_way_stays(home: Path, tmp_path: Path, capsys: pytest.Cap
         f"{tmp_path}: found no config.json"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_the_working_directory_is_not_replaced(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = (
+        ".: found the working directory, which cannot be replaced, expected a new or empty folder for the compact model"
+    )
+    assert complaint(capsys, "compact", home / "run", "--out", ".") == said
+
+
+def test_of_tuned_constants_it_says_when_the_logits_were_compared(compacted: Path) -> None:
+    about = json.loads((compacted / "compact.json").read_text())
+    shown = text_of(compact_view(about))
+    assert "Before its constants were tuned its logits were those of the masked model to" in shown
+    assert "seconds, 16 prompts x 24 tokens" in shown
+
+
+def test_times_are_of_as_many_tokens_as_the_model_reads() -> None:
+    """And of passes alone: the cache of a token is copied before the clock starts, and stays as long as it was."""
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=30, n_embd=16, n_layer=2, n_head=2, n_positions=20, bos_token_id=0, eos_token_id=0)
+    ).eval()
+    subject = Subject.of(model)
+    circuit = Circuit(subject.space, {}, Ablation.MEAN, {site: torch.zeros(1) for site in subject.architecture.sites()})
+    cost = saved(model, compact(model, circuit), circuit)
+    assert cost["timed"] == {"prompts": 16, "tokens": 19}
+    assert all(cost[name][which] > 0 for name in ("forward", "token") for which in ("full", "compact"))
+    prepared = _token_of(model, torch.ones(1, 19, dtype=torch.long))
+    with torch.no_grad():
+        for _ in range(3):  # a cache that grew would leave no position
+            assert prepared()().logits.shape == (1, 1, 30)
 
 
 def test_a_failure_leaves_nothing_behind(

@@ -226,6 +226,21 @@ def test_pairs_that_the_search_has_seen_are_no_evidence(run: Path, tmp_path: Pat
         judge(run, data=str(write_jsonl(tmp_path / "seen.jsonl", seen)))
 
 
+def test_pairs_that_were_dropped_from_training_were_not_seen(run: Path, tmp_path: Path):
+    """As those whose prompt stands in the test split, too."""
+    records = [json.loads(line) for line in (run / "pairs.jsonl").read_text().splitlines()]
+    held_out = [record for record in records if record["split"] == "test"]
+    dropped = [
+        {**record, "split": "train", "dropped": "its prompt stands in the test split"} for record in held_out[:2]
+    ]
+    (run / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*records, *dropped]))
+    pairs = [r.pair for r in RunFolder.open(run).read_pairs() if r.dropped]
+    assert len(pairs) == 2
+    card, _ = judge(run, data=str(write_jsonl(tmp_path / "other.jsonl", pairs)))
+    assert card["test"]["n"] == 2
+    assert card["dropped_pairs"] == 0
+
+
 def test_a_run_that_was_made_in_python_is_judged_in_full(run: Path):
     config = json.loads((run / "config.json").read_text())
     config["data"] = {name: config["data"][name] for name in ("usable", "dropped", "hash")}

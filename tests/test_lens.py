@@ -141,5 +141,22 @@ def test_attention_patterns_are_distributions_over_what_came_before(family: str)
     assert subject.model.config._attn_implementation == before
 
 
+def test_the_patterns_of_gpt2_are_those_of_its_queries_and_keys():
+    """By hand from the weights: each layer, each head, from what the block reads."""
+    subject = shared("gpt2")
+    ids = torch.tensor(random_examples([6])[0].clean)
+    (found,) = attention_patterns(subject, [ids])
+    with torch.no_grad():
+        states = subject.model(ids[None], output_hidden_states=True).hidden_states
+        for layer, block in enumerate(subject.model.transformer.h):
+            q, k, _ = block.attn.c_attn(block.ln_1(states[layer][0])).split(subject.space.width, dim=1)
+            for head in range(subject.space.heads):
+                dims = slice(head * subject.space.head_dim, (head + 1) * subject.space.head_dim)
+                looks = q[:, dims] @ k[:, dims].T / subject.space.head_dim**0.5
+                looks = looks.masked_fill(torch.ones_like(looks).triu(1).bool(), -torch.inf).softmax(1)
+                torch.testing.assert_close(found[layer, head], looks, atol=1e-5, rtol=1e-4)
+    assert (found - found[:1, :1]).abs().max() > 0.01  # heads differ
+
+
 def test_a_residual_stream_that_is_normed_throughout_has_no_lens():
     assert Lens.of(shared("opt_post_norm")) is None

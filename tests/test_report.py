@@ -268,6 +268,7 @@ def results_of_tests(**p_values: float) -> dict[str, Any]:
         ({}, "Provisional", "only the quick card"),
         ({"budget_met": 0}, "Doubt", "the budget is not met"),
         ({"random.beaten": 0.5}, "Doubt", "beats only 50%"),
+        ({"random.circuit_accuracy": 0.54}, "Doubt", "random circuits of its shape do the task as well"),
         ({"random.accuracy": 0.97}, "Doubt", "random circuits of its shape do the task as well (accuracy 0.97)"),
         ({"intervals.test": {"kl": [0.11, 0.3]}}, "Doubt", "beyond the 0.1 that were asked for"),
         ({"asked": 0.9, "intervals.test": {"faithfulness": [0.8, 0.91]}}, "Provisional", "only the quick card"),
@@ -295,7 +296,7 @@ def test_how_far_to_trust_it(run: RunFolder, shown: dict[str, Any], changes: dic
     card["test"] |= {"accuracy": 1.0, "faithfulness": 0.85}
     card["intervals"]["test"] |= {"kl": [0.05, 0.2]}
     card["full"] |= {"accuracy": 1.0}
-    card["random"] |= {"beaten": 1.0, "accuracy": 0.5}
+    card["random"] |= {"beaten": 1.0, "accuracy": 0.5, "circuit_accuracy": 1.0}
     config = run.read_json("config.json")
     for path, value in changes.items():
         *outer, name = path.split(".")

@@ -210,7 +210,8 @@ class EdgeCircuit:
     graph: Graph
     masks: EdgeMasks
     scores: EdgeScores
-    """What keeping an edge gains, in nats of KL; 0 where the circuit has no such edge."""
+    """What keeping an edge gains, by gradients of the KL, nats (what cutting it alone costs may be several times that); 0 where
+    the circuit has no such edge."""
 
     def __post_init__(self) -> None:
         self.graph.check(self.masks)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cyclopts import App, Parameter
 from rich.console import Console
+from rich.text import Text
 
 from circuitsieve.cli import comparisons, lookups, outputs
 from circuitsieve.cli.console import (
@@ -223,7 +224,7 @@ def report(run: str, /, *, device: str | None = None) -> int:
 
     with RichReporter() as reporter, damage_named(run):
         path = report_run(run, reporter, device=device)
-    Console().print(f"Report: {path}", soft_wrap=True)
+    Console().print(Text(f"Report: {path}"), soft_wrap=True)
     return 0
 
 

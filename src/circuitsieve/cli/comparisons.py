@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from circuitsieve.cli.console import damage_named, print_json
 from circuitsieve.cli.flags import JOB_FLAGS, JobFlags
@@ -58,7 +59,7 @@ def sweep(
         print_json(read_sweep(out))
     else:
         Console().print(sweep_table(points))
-        Console().print(f"figure and tables: {out}", highlight=False)
+        Console().print(Text(f"figure and tables: {out}"), soft_wrap=True)
     return 0
 
 

@@ -55,6 +55,26 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def check_empty(out: Path, use: str) -> None:
+    """Refuse a folder that holds things, or cannot be replaced, before any work.
+
+    Args:
+        out: where something is to be written.
+        use: what.
+
+    Raises:
+        RunError: it is no new or empty folder, or the working directory.
+    """
+    try:
+        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+        here = out.exists() and out.samefile(Path.cwd())
+    except OSError as error:
+        raise RunError(f"{out}: cannot be read ({error.strerror or error}), expected a new or empty folder") from error
+    if taken or here:
+        found = "files there" if taken else "the working directory, which cannot be replaced"
+        raise RunError(f"{out}: found {found}, expected a new or empty folder for {use}")
+
+
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder beside the one that is meant, which takes its place when all of it is written.

@@ -143,13 +143,17 @@ def measure_circuits(
 
 
 def random_circuits(harness: Harness, n: int) -> Summary:
-    """Means over matched random circuits; the interval is where 95 % of the random circuits lie."""
+    """Means over matched random circuits; the interval is where 95 % of the random circuits lie.
+
+    Beside them: how many the circuit itself beats, and its accuracy, on the same pairs.
+    """
     seeds = range(harness.config.seed, harness.config.seed + n)
     outcomes = harness.each((matched_random(harness.circuit, seed) for seed in seeds), "random circuits")
     found = harness.run(harness.circuit, harness.few, "random circuits")
     beaten = float(np.mean([outcome.mean("kl") > found.mean("kl") for outcome in outcomes]))
     spread = harness.spread(outcomes)
-    return replace(spread, values={**spread.values, "beaten": beaten})
+    beside = {"beaten": beaten, "circuit_accuracy": found.mean("accuracy")}
+    return replace(spread, values={**spread.values, **beside})
 
 
 def _sections(sections: Mapping[str, Summary]) -> dict[str, Any]:

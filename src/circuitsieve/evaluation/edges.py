@@ -148,7 +148,7 @@ def edge_scores(
     kept: EdgeMasks | None = None,
     progress: Progress = lambda *_: None,
 ) -> dict[Receiver, Tensor]:
-    """What keeping each edge gains in nats of KL, averaged over pairs and points.
+    """Integrated gradients: what keeping each edge gains in nats of KL, to first order, averaged over pairs and points.
 
     Args:
         circuit: the nodes.

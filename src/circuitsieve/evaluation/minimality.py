@@ -23,7 +23,7 @@ ALL_OF = (Granularity.ATTN_BLOCK, Granularity.MLP_BLOCK, Granularity.HEAD)
 """Granularities of which every kept node is knocked out."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SMALL = 0.01
-"""An effect below this share of the full model's metric is small."""
+"""An effect below this share of the full model's metric, of either sign, is small."""
 
 
 def minimality(harness: Harness) -> Summary:
@@ -153,7 +153,7 @@ def _distribution(effects: Sequence[float]) -> dict[str, float | None]:
         return dict.fromkeys([*names, "small"])
     return {
         **{name: float(np.quantile(effects, q)) for name, q in zip(names, QUANTILES, strict=True)},
-        "small": _share([effect < SMALL for effect in effects]),
+        "small": _share([abs(effect) < SMALL for effect in effects]),
     }
 
 

@@ -36,7 +36,7 @@ def is_compact(folder: str | Path) -> bool:
 
 
 def save_compact(
-    folder: Path,
+    folder: str | Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     circuit: Circuit,
@@ -45,16 +45,18 @@ def save_compact(
     """Write a compact model.
 
     Args:
-        folder: exists and is empty.
+        folder: a new or empty folder.
         model: what `compact` made.
         tokenizer: of the full model.
         circuit: that it was made of.
         about: further facts for compact.json.
 
     Raises:
-        RunError: a file cannot be written.
+        RunError: the folder holds things, or a file cannot be written.
         OSError: the configuration or the tokenizer cannot be written.
     """
+    folder = Path(folder)
+    files.check_empty(folder, "the compact model")
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)

@@ -70,9 +70,10 @@ class _Checks:
         self.subject, self.space = subject, subject.space
         generator = torch.Generator().manual_seed(seed)
         vocabulary = subject.model.get_input_embeddings().get_parameter("weight").shape[0]
-        clean, corrupted = torch.randint(0, vocabulary, (2, PROMPTS, TOKENS), generator=generator).to(subject.device)
+        tokens = TOKENS if subject.context is None else min(TOKENS, subject.context - PADDING)
+        clean, corrupted = torch.randint(0, vocabulary, (2, PROMPTS, tokens), generator=generator).to(subject.device)
         self.clean, self.corrupted = clean, corrupted
-        self.positions = torch.full((PROMPTS,), TOKENS - 1, device=subject.device)
+        self.positions = torch.full((PROMPTS,), tokens - 1, device=subject.device)
         with record(subject, subject.architecture.sites()) as self.baselines:
             self.full_corrupted = self._logits(corrupted)
         self.full = self._logits(clean)

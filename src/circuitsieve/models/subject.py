@@ -46,6 +46,11 @@ class Subject:
         assert isinstance(model, PreTrainedModel)  # architecture_of refuses everything else
         return cls(model, architecture, _node_space(model, architecture))
 
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model reads at most; None where its configuration does not say it."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
     def in_dtype(self, dtype: torch.dtype) -> "Subject":
         """A copy that computes in another dtype. Buffers, such as rotary frequencies, keep theirs, as in a checkpoint."""
         weights = {

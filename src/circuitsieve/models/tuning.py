@@ -7,19 +7,23 @@ outputs of blocks).
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
 
 from circuitsieve.data.batching import PairBatch, batches
 from circuitsieve.data.tokenising import Example, Pairs
-from circuitsieve.models.instrument import answer_logits
+from circuitsieve.models.instrument import answer_logits, record
 from circuitsieve.models.narrow import ConstantAttention, CutProjection, PartlyConstant
 from circuitsieve.models.subject import Subject
 from circuitsieve.objective import kl, log_probs
+from circuitsieve.vocabulary import Site, SiteKind
 
 LR = 0.02
-"""Of a constant, in units of its own size."""
+"""Of a constant, in units of its own size; of one that is nearly 0, of what its block writes in the full model."""
+NEARLY_0 = 0.01
+"""Of what the block writes."""
 LOOKS = 10
 """How often validation pairs are asked."""
 BATCH_SIZE = 16
@@ -41,10 +45,17 @@ def tune(
         steps: of one batch each.
         progress: called after every step.
     """
-    tuned = list(_constants(smaller))
+    found = list(_constants(smaller))
+    if not found:
+        return
+    sites, tuned = zip(*found, strict=True)
     start = [constant.detach().float() for constant in tuned]
     offsets = [torch.zeros_like(constant, requires_grad=True) for constant in start]
-    scales = [constant.square().mean().sqrt().clamp_min(1e-6) for constant in start]
+    written = _sizes_written(full, pairs.train[:BATCH_SIZE])
+    sizes = [_size(constant) for constant in start]
+    scales = [
+        size if size > NEARLY_0 * written[site] else written[site] for site, size in zip(sites, sizes, strict=True)
+    ]
     optimiser = torch.optim.Adam(offsets, lr=LR)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     some = random.Random(0).sample(pairs.train, min(len(pairs.train), steps * BATCH_SIZE))
@@ -68,26 +79,46 @@ def tune(
         optimiser.step()
         schedule.step()
         put(offsets)
-        if (step + 1) % max(1, steps // LOOKS) == 0 and (found := _mean_kl(smaller, validation)) < lowest:
-            lowest, best = found, [offset.detach().clone() for offset in offsets]
+        if (step + 1) % max(1, steps // LOOKS) == 0 and (reached := _mean_kl(smaller, validation)) < lowest:
+            lowest, best = reached, [offset.detach().clone() for offset in offsets]
         progress("constants", step + 1, steps)
     put(best)
     for parameter in tuned:
         parameter.requires_grad_(False).grad = None
 
 
-def _constants(smaller: Subject) -> Iterator[nn.Parameter]:
-    """What the blocks write whatever they read."""
+def _constants(smaller: Subject) -> Iterator[tuple[Site, nn.Parameter]]:
+    """What the blocks write whatever they read, and where."""
     family = smaller.architecture.family
-    for block in smaller.architecture.blocks:
-        for projection in (family.attn_out, family.mlp_out):
+    for layer, block in enumerate(smaller.architecture.blocks):
+        for kind, projection, post_norm in (
+            (SiteKind.ATTN_WRITE, family.attn_out, family.attn_post_norm),
+            (SiteKind.MLP_WRITE, family.mlp_out, family.mlp_post_norm),
+        ):
             if isinstance(module := block.get_submodule(projection.owner), ConstantAttention):
-                yield module.value
+                yield Site(kind, layer), module.value
             elif isinstance(module := block.get_submodule(projection.path), CutProjection):
-                yield from (own for own in (module.bias, module.rest) if own is not None)
-        for path in (family.attn_post_norm, family.mlp_post_norm):
-            if path is not None and isinstance(norm := block.get_submodule(path), PartlyConstant):
-                yield norm.rest
+                yield from ((Site(kind, layer), own) for own in (module.bias, module.rest) if own is not None)
+            if post_norm is not None and isinstance(norm := block.get_submodule(post_norm), PartlyConstant):
+                yield Site(kind, layer), norm.rest
+
+
+def _size(values: Tensor) -> float:
+    """The root mean square of some numbers."""
+    return float(values.square().mean().sqrt())
+
+
+@torch.no_grad()
+def _sizes_written(full: Subject, examples: Sequence[Example]) -> dict[Site, float]:
+    """The root mean square of what each block writes on some prompts."""
+    sizes: dict[Site, list[float]] = {}
+    sites = [site for site in full.architecture.sites() if site.kind in (SiteKind.ATTN_WRITE, SiteKind.MLP_WRITE)]
+    for batch in batches(examples, BATCH_SIZE, device=full.device):
+        with record(full, sites) as written:
+            answer_logits(full, batch.clean, batch.positions)
+        for site, values in written.items():
+            sizes.setdefault(site, []).append(_size(values.float()))
+    return {site: fmean(each) for site, each in sizes.items()}
 
 
 Told = list[tuple[PairBatch, Tensor]]

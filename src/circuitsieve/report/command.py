@@ -36,7 +36,9 @@ def command(config: Mapping[str, Any]) -> str:
     }
     words = ["circuitsieve", "discover", "--model", model["name"], "--task", data["task"], "--out", "NEW_FOLDER"]
     for name, value in given.items():
-        words += ["--" + name.replace("_", "-"), *_words(value)]
+        flag, own = "--" + name.replace("_", "-"), _words(value)
+        # What begins with a dash would be read as a flag.
+        words += [f"{flag}={own[0]}"] if len(own) == 1 and own[0].startswith("-") else [flag, *own]
     return shlex.join([*words, *(["--only-correct"] if data["only_correct"] else [])])
 
 

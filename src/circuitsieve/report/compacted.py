@@ -21,7 +21,7 @@ _COSTS = {
     "projections": "parameters of attention and MLPs",
     "parameters": "parameters in all",
     "bytes": "bytes in memory",
-    "forward": "seconds, 16 prompts x 24 tokens",
+    "forward": "seconds, {prompts} prompts x {tokens} tokens",
     "token": "seconds, one more token",
 }
 
@@ -48,6 +48,8 @@ def compact_view(about: Mapping[str, Any]) -> RenderableType:
     for name, label in _COSTS.items():
         full, compact = cost[name]["full"], cost[name]["compact"]
         digits = ".4f" if isinstance(full, float) else ",d"
-        saves.add_row(label, f"{full:{digits}}", f"{compact:{digits}}", f"{full / max(compact, 1e-9):.2f} x")
-    note = f"Its logits are those of the masked model to {quality['difference']:.1e} of the largest."
+        times = f"{full / max(compact, 1e-9):.2f} x"
+        saves.add_row(label.format(**cost["timed"]), f"{full:{digits}}", f"{compact:{digits}}", times)
+    when = "Before its constants were tuned its logits were" if "recovered" in quality else "Its logits are"
+    note = f"{when} those of the masked model to {quality['difference']:.1e} of the largest."
     return Group(said, saves, Text(note))

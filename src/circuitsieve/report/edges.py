@@ -34,7 +34,7 @@ def edges_view(found: Mapping[str, Any], edges: EdgeCircuit) -> RenderableType:
         said.add_row(label, f"{kept:,}", percent(1 - kept / found["total"]), *values)
     strongest = Table(title="The strongest edges", box=box.SIMPLE_HEAD, title_justify="left")
     strongest.add_column("edge")
-    strongest.add_column("keeping it gains, nats", justify="right")
+    strongest.add_column("score, nats", justify="right")
     for edge, score in ranked(edges)[:SHOWN]:
         strongest.add_row(Text(str(edge)), f"{score:+.4f}")
     return Group(said, strongest, f"The full model has {found['total']:,} edges.")

@@ -146,7 +146,7 @@ def _doubts(card: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[st
         yield f"its accuracy is {card['full']['accuracy'] - accuracy:.2f} below the full model's on test pairs"
     if random is not None and random["beaten"] < BEATEN:
         yield f"it beats only {random['beaten']:.0%} of random circuits of its shape in KL"
-    if random is not None and random["accuracy"] > accuracy - NEAR:
+    if random is not None and random["accuracy"] > random["circuit_accuracy"] - NEAR:
         yield f"random circuits of its shape do the task as well (accuracy {random['accuracy']:.2f})"
     for name in against(card):
         said = card["verdicts"][name]

@@ -53,7 +53,7 @@ def check_fit(model: nn.Module, examples: Iterable[Example]) -> None:
         DataError: a prompt is longer than the model's context, or a token is not in its vocabulary.
     """
     subject = Subject.of(model)
-    context = getattr(subject.model.config, "max_position_embeddings", None)
+    context = subject.context
     vocabulary = subject.model.get_input_embeddings().get_parameter("weight").shape[0]
     for example in examples:
         if context is not None and len(example.clean) > context:

@@ -20,7 +20,7 @@ from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.data.batching import batches
 from circuitsieve.data.tokenising import Example, Pairs
 from circuitsieve.disk import files
-from circuitsieve.errors import ConfigError, RunError
+from circuitsieve.errors import ConfigError
 from circuitsieve.evaluation.alternatives import REFERENCE_PAIRS
 from circuitsieve.evaluation.card import measure_circuits
 from circuitsieve.models.ablations import constants
@@ -73,7 +73,7 @@ def compact_run(
     if recover_steps < 0:
         raise ConfigError(f"recover: found {recover_steps}, expected at least 0 steps")
     folder = RunFolder.open(path)
-    _check_empty(out)
+    files.check_empty(out, "the compact model")
     found, _ = folder.read_circuit()
     loaded = load_run_model(folder, device)
     pairs = run_pairs(folder, loaded)
@@ -192,18 +192,26 @@ def saved(full: PreTrainedModel, smaller: PreTrainedModel, circuit: Circuit) -> 
     cost: dict[str, Any] = {"projections": {"full": count.total, "compact": count.kept}}
     cost["parameters"] = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
     cost["bytes"] = {name: sum(p.nbytes for p in model.parameters()) for name, model in models.items()}
-    prompts = torch.ones(BATCH_SIZE, TOKENS, dtype=torch.long, device=full.device)
+    context = Subject.of(full).context
+    tokens = TOKENS if context is None else min(TOKENS, context - 1)  # one more comes after them
+    prompts = torch.ones(BATCH_SIZE, tokens, dtype=torch.long, device=full.device)
     cost["forward"] = _timed({name: _forward_of(model, prompts) for name, model in models.items()})
     cost["token"] = _timed({name: _token_of(model, prompts[:1]) for name, model in models.items()})
+    cost["timed"] = {"prompts": BATCH_SIZE, "tokens": tokens}
     return cost
 
 
-def _timed(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+Prepared = Callable[[], Callable[[], object]]
+"""Makes ready what is to be timed, and returns it."""
+
+
+def _timed(calls: dict[str, Prepared]) -> dict[str, float]:
     """The median time of each, taken in turns, so that both see the same machine."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():
         for turn in range(REPEATS + 1):
-            for name, call in calls.items():
+            for name, prepared in calls.items():
+                call = prepared()
                 start = time.perf_counter()
                 call()
                 if torch.cuda.is_available():
@@ -213,25 +221,18 @@ def _timed(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
     return {name: median(each) for name, each in times.items()}
 
 
-def _forward_of(model: PreTrainedModel, prompts: torch.Tensor) -> Callable[[], object]:
+def _forward_of(model: PreTrainedModel, prompts: torch.Tensor) -> Prepared:
     """A pass over whole prompts to the last logits."""
-    return lambda: model(prompts, use_cache=False, logits_to_keep=1)
+    return lambda: lambda: model(prompts, use_cache=False, logits_to_keep=1)
 
 
-def _token_of(model: PreTrainedModel, prompt: torch.Tensor) -> Callable[[], object]:
-    """One more token after a prompt."""
-    cache = model(prompt, use_cache=True).past_key_values
-    return lambda: model(prompt[:, :1], past_key_values=copy.deepcopy(cache), use_cache=True)
+def _token_of(model: PreTrainedModel, prompt: torch.Tensor) -> Prepared:
+    """One more token after a prompt. A pass writes into its cache, so that each has a copy, which is not timed."""
+    with torch.no_grad():
+        cache = model(prompt, use_cache=True).past_key_values
 
+    def prepared() -> Callable[[], object]:
+        own = copy.deepcopy(cache)
+        return lambda: model(prompt[:, :1], past_key_values=own, use_cache=True)
 
-# --- its folder ---------------------------------------------------------------------------------------------------------
-
-
-def _check_empty(out: Path) -> None:
-    """Refuse a folder that holds things, before any work."""
-    try:
-        taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    except OSError as error:
-        raise RunError(f"{out}: cannot be read ({error.strerror or error}), expected a new or empty folder") from error
-    if taken:
-        raise RunError(f"{out}: found files there, expected a new or empty folder for the compact model")
+    return prepared

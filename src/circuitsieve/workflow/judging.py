@@ -96,7 +96,7 @@ def evaluate_run(
     circuit, ranking = folder.read_circuit()
     loaded = load_run_model(folder, device)
     if data is not None:
-        seen = {record.pair.clean for record in folder.read_pairs() if record.split != "test"}
+        seen = {record.pair.clean for record in folder.read_pairs() if record.split != "test" and not record.dropped}
         examples, unusable = _examples(Path(data), seen, loaded, reporter)
         quick = evaluate(loaded.model, circuit, examples, config=config, progress=reporter.evaluation).values
         others = Pairs((), (), examples)
