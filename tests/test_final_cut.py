@@ -165,17 +165,13 @@ def test_the_final_cut_narrows_its_border_down_only_while_its_allowance_lasts(
     assert sizes[0] >= sizes[1] >= sizes[2]
 
 
-@pytest.mark.parametrize("method", ["hard_concrete", "attribution"])
 @pytest.mark.parametrize("limit", [0.03, 3.0])
 def test_a_circuit_uses_up_its_budget_or_is_the_last_that_keeps_it(
-    planted: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch, limit: float, method: str
+    planted: GPT2LMHeadModel, monkeypatch: pytest.MonkeyPatch, limit: float
 ) -> None:
-    """Scores that are not learned may take the time, however few steps others would make."""
+    """However few steps were made."""
     monkeypatch.setattr(selection, "VALIDATION_SHARE", 0.0)
-    if method == "hard_concrete":
-        monkeypatch.setattr(selection, "LEAST_LOOKS", 100)
-    config = CONFIG.replaced(method=method, max_kl=limit, max_accuracy_drop=1.0)
-    problem = Problem.of(Subject.of(planted), PAIRS, config)
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(max_kl=limit, max_accuracy_drop=1.0))
     generator = torch.Generator().manual_seed(0)
     scores = {g: torch.rand(problem.space.shape(g), generator=generator) for g in UNIT_GRANULARITIES}
     ranking = Ranking(problem.space, scores)

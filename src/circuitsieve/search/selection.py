@@ -15,12 +15,9 @@ from circuitsieve.data.batching import PairBatch
 from circuitsieve.search.checks import VALIDATION_SHARE, Check, check_batches, checked, measured, try_cut
 from circuitsieve.search.control import Signals
 from circuitsieve.search.problem import Problem
-from circuitsieve.vocabulary import Method
 
-LEAST_LOOKS = 6
-"""So many looks at all validation pairs the final cut may always take, however short the training was."""
-SCORED_LOOKS = 20
-"""The same for scores that are not learned, of which it is most of the work anyway."""
+LEAST_LOOKS = 20
+"""So many looks at all validation pairs the final cut may always take, however short the training was; few need half of them."""
 FIRST_STRIDE = 1.25
 """By which ratio the search for a feasible size first leaves its start."""
 CUT_PRECISION = 1.04
@@ -119,8 +116,7 @@ def final_cut(problem: Problem, ranking: Ranking, best: Check | None, steps: int
     chosen = try_cut(problem, ranking, 0.0, steps)
     if config.pressure is not None:
         return chosen
-    looks = LEAST_LOOKS if Method(config.method).learns else SCORED_LOOKS
-    allowance = Allowance(max(int(VALIDATION_SHARE * 2 * steps), looks * len(problem.validation.batches)))
+    allowance = Allowance(max(int(VALIDATION_SHARE * 2 * steps), LEAST_LOOKS * len(problem.validation.batches)))
     if not quick:
         chosen = _smallest_cut(problem, chosen, allowance)
     if best is None:
