@@ -120,6 +120,28 @@ def test_each_run_is_asked_for_once_with_what_its_method_has_use_for(
 
 
 @pytest.mark.slow
+def test_what_was_measured_before_stays_in_the_tables_of_a_sweep_that_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = f"sweep --model demo --task ioi --sizes 0.4 --seeds 0 {FEW} --methods"
+    assert run(tmp_path / "sweep", words=f"{words} random") == 0
+    made: list[str] = []
+    search = sweep.search
+
+    def stopped(job, *rest):
+        made.append(job.config.method)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return search(job, *rest)
+
+    monkeypatch.setattr(sweep, "search", stopped)
+    assert run(tmp_path / "sweep", words=f"{words} attribution activation_difference random") == 130
+    points = json.loads((tmp_path / "sweep/sweep.json").read_text())["points"]
+    assert made == ["attribution", "activation_difference"]
+    assert [point["method"] for point in points] == ["attribution", "random"]
+
+
+@pytest.mark.slow
 def test_a_search_that_was_stopped_is_gone_on_with_unless_another_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,7 +65,7 @@ class Sweep:
 
 
 def run_sweep(sweep: Sweep, reporter: Reporter) -> list[Point]:
-    """Make the runs that are missing and measure them; the tables are written after each.
+    """Make the runs that are missing and measure them; the tables are written after each, with all that is there.
 
     Raises:
         CircuitsieveError: whatever is wrong with the model, the data or the folder.
@@ -74,8 +74,42 @@ def run_sweep(sweep: Sweep, reporter: Reporter) -> list[Point]:
     tracker = tracker_of(sweep.job.track)
     _make_folders(out)
     loaded = sweep.job.load()
-    weights = fingerprint(loaded.model)
-    points: list[Point] = []
+    asked = _asked(sweep, loaded, reporter)
+    found = {one.name: kept_points(one.kept, one.key) for one in asked}
+
+    def tabled() -> list[Point]:
+        points = [point for each in found.values() if each is not None for point in each]
+        write_tables(out, points, f"{sweep.job.model}, {sweep.job.task}, {sweep.job.config.ablation} ablation")
+        return points
+
+    for one in asked:
+        if found[one.name] is None:
+            reporter.say(f"{one.name}: searching")
+            with tracked_run(tracker, one.job, loaded, one.pairs, reporter) as tracked:
+                points = _searched(sweep, one.job, loaded, one.pairs, reporter, tracked)
+            files.write_json(one.kept, {"key": one.key, "points": [asdict(point) for point in points]})
+            RunFolder(Path(one.job.out)).forget_checkpoints()
+            found[one.name] = points
+            tabled()
+    return tabled()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A run that is asked for."""
+
+    name: str
+    job: Job
+    pairs: Pairs
+    kept: Path
+    """The file of what was measured."""
+    key: dict[str, Any]
+    """What has to be the same for that to count."""
+
+
+def _asked(sweep: Sweep, loaded: LoadedModel, reporter: Reporter) -> list[_Asked]:
+    """The runs of a sweep, with their pairs."""
+    out, weights, runs = Path(sweep.job.out), fingerprint(loaded.model), []
     for seed in sweep.seeds:
         job = replace(sweep.job, data=replace(sweep.job.data, seed=seed))
         pairs = usable_pairs(job, loaded, reporter)
@@ -84,18 +118,9 @@ def run_sweep(sweep: Sweep, reporter: Reporter) -> list[Point]:
             name = f"{config.method}-{seed}-{config.size}"
             key = {**facts, "config": config.to_dict(), "sizes": sweep.measured(config)}
             key = json.loads(json.dumps(key))  # as it is read back
-            kept = out / "points" / f"{name}.json"
-            found = kept_points(kept, key)
-            if found is None:
-                reporter.say(f"{name}: searching")
-                one = replace(job, config=config, out=str(out / "runs" / name))
-                with tracked_run(tracker, one, loaded, pairs, reporter) as tracked:
-                    found = _searched(sweep, one, loaded, pairs, reporter, tracked)
-                files.write_json(kept, {"key": key, "points": [asdict(point) for point in found]})
-                RunFolder(Path(one.out)).forget_checkpoints()
-            points += found
-            write_tables(out, points, f"{sweep.job.model}, {sweep.job.task}, {job.config.ablation} ablation")
-    return points
+            one = replace(job, config=config, out=str(out / "runs" / name))
+            runs.append(_Asked(name, one, pairs, out / "points" / f"{name}.json", key))
+    return runs
 
 
 def _known(method: str) -> str:
