@@ -48,14 +48,11 @@ def tune(
     found = list(_constants(smaller))
     if not found:
         return
-    sites, tuned = zip(*found, strict=True)
+    tuned = [constant for _, constant in found]
     start = [constant.detach().float() for constant in tuned]
     offsets = [torch.zeros_like(constant, requires_grad=True) for constant in start]
     written = _sizes_written(full, pairs.train[:BATCH_SIZE])
-    sizes = [_size(constant) for constant in start]
-    scales = [
-        size if size > NEARLY_0 * written[site] else written[site] for site, size in zip(sites, sizes, strict=True)
-    ]
+    scales = [_scale(constant, written[site]) for (site, _), constant in zip(found, start, strict=True)]
     optimiser = torch.optim.Adam(offsets, lr=LR)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     some = random.Random(0).sample(pairs.train, min(len(pairs.train), steps * BATCH_SIZE))
@@ -106,6 +103,12 @@ def _constants(smaller: Subject) -> Iterator[tuple[Site, nn.Parameter]]:
 def _size(values: Tensor) -> float:
     """The root mean square of some numbers."""
     return float(values.square().mean().sqrt())
+
+
+def _scale(constant: Tensor, written: float) -> float:
+    """The unit in which a constant is tuned, given the size of what its block writes."""
+    size = _size(constant)
+    return size if size > NEARLY_0 * written else written
 
 
 @torch.no_grad()
