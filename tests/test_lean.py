@@ -144,7 +144,7 @@ def test_what_is_closed_is_not_computed(family: str) -> None:
             assert seen[role, layer] == (widths[role] * groups // space.kv_heads if shrinks else widths[role])
 
 
-@pytest.mark.parametrize("seed", [2, 4, 7, 14, 18])
+@pytest.mark.parametrize("seed", [2, 4])
 @pytest.mark.parametrize("of_a_run", [False, True])
 @each_family
 def test_matrices_may_be_filled_up(family: str, of_a_run: bool, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
