@@ -186,9 +186,10 @@ def _lean_site(
     module = subject.architecture.read_module(site)
     weight, bias = module.get_parameter("weight").detach(), bias_of(module)
     dim = 0 if is_input_major(module) else 1
+    filled = int((opened[:-1] == opened[1:]).sum())  # before it goes to a device, which would have to be waited for
     opened = opened.to(weight.device)
     reading = weight.index_select(dim, opened)
-    reading.narrow(dim, 0, int((opened[:-1] == opened[1:]).sum())).zero_()
+    reading.narrow(dim, 0, filled).zero_()
     written = Site(WRITE_OF_READ[site.kind], site.layer)
     without_bias = {} if bias is None else {"bias": torch.zeros_like(bias)}
     return LeanSite(

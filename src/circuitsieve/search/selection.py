@@ -17,7 +17,7 @@ from circuitsieve.search.control import Signals
 from circuitsieve.search.problem import Problem
 
 LEAST_LOOKS = 20
-"""So many looks at all validation pairs the final cut may always take, however short the training was; few need half of them."""
+"""So many looks at all validation pairs the final cut may always take, however short the training was."""
 FIRST_STRIDE = 1.25
 """By which ratio the search for a feasible size first leaves its start."""
 CUT_PRECISION = 1.04
