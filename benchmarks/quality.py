@@ -66,8 +66,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for task in options.tasks:
         folder = options.runs / f"{Path(options.model).name}-{task.replace(':', '-')}"
         name, data = options_of(task)
-        job = Job(options.model, name, str(folder), DiscoveryConfig(), data)
-        sweep = Sweep(job, tuple(options.methods), tuple(options.sizes), tuple(options.seeds))
+        settings = tuple(map(DiscoveryConfig, options.methods))
+        job = Job(options.model, name, str(folder), settings[0], data)
+        sweep = Sweep(job, settings, tuple(options.sizes), tuple(options.seeds))
         with RichReporter() as reporter:
             points = run_sweep(sweep, reporter)
         layers = {

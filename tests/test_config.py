@@ -107,6 +107,16 @@ def test_new_budget_takes_the_place_of_the_old_one():
             {"method": "random", "warmup": 5},
             "method random: found warmup 5, which it has no use for, expected method hard",
         ),
+        (
+            {"score_sign": "signed"},
+            "method nested: found score_sign 'signed', which it has no use for, expected method attribution or "
+            "integrated_gradients or activation_gradient with it, or no score_sign",
+        ),
+        ({"method": "attribution", "lr": 0.3}, "method attribution: found lr 0.3, which it has no use for"),
+        (
+            {"method": "attribution", "integration_points": 8},
+            "found integration_points 8, which it has no use for, expected method integrated_gradients with it",
+        ),
         ({"score_sign": "positive"}, "score_sign: found 'positive', expected one of absolute, signed"),
         ({"integration_points": 0}, "integration_points: found 0, expected a whole number of at least 1"),
         ({"sampling": "warm"}, "sampling: found 'warm', expected one of "),
@@ -288,6 +298,13 @@ def test_out_dims_are_searched_by_nested_alone_unless_asked_for() -> None:
     assert DiscoveryConfig(method="nested").searched == (*units, "attn_out_dim", "mlp_out_dim")
     assert DiscoveryConfig(method="nested", granularities=units).searched == units
     assert DiscoveryConfig().replaced(method="nested").searched[-1] == "mlp_out_dim"
+
+
+def test_a_new_method_has_no_old_settings_that_it_has_no_use_for() -> None:
+    signed = DiscoveryConfig("integrated_gradients", score_sign="signed", integration_points=8, seed=2)
+    assert signed.replaced(method="attribution") == DiscoveryConfig("attribution", score_sign="signed", seed=2)
+    assert signed.replaced(method="nested", lr=0.1) == DiscoveryConfig("nested", lr=0.1, seed=2)
+    assert DiscoveryConfig(lr=0.1).replaced(method="random") == DiscoveryConfig("random")
 
 
 def test_a_method_without_gates_drops_their_settings() -> None:

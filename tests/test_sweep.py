@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from circuitsieve.cli import app
+from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.loaders import TaskOptions, load_task
 from circuitsieve.errors import RunError
 from circuitsieve.evaluation.card import evaluate
@@ -100,6 +101,7 @@ def test_only_what_is_missing_damaged_or_other_is_made_again(swept: Path, monkey
     made.clear()
     assert run(swept, "--lr", "0.1") == 0
     assert len(made) == 6
+    assert {(c.method, c.lr) for c in made} == {("nested", 0.1), ("attribution", DiscoveryConfig().lr)}
 
 
 def test_each_run_is_asked_for_once_with_what_its_method_has_use_for(
@@ -107,16 +109,20 @@ def test_each_run_is_asked_for_once_with_what_its_method_has_use_for(
 ) -> None:
     asked: list[sweep.Sweep] = []
     monkeypatch.setattr(sweep, "run_sweep", lambda job, _: (asked.append(job), [])[1])
-    words = "sweep --model demo --task ioi --methods hard_concrete nested nested --sizes 0.2 0.4 --seeds 1 1"
-    more = ["--penalty", "head=1", "--size-by", "parameters", "--out", str(tmp_path / "sweep")]
+    (tmp_path / "settings.json").write_text('{"method": "hard_concrete", "pressure": 2.0}')
+    words = f"sweep --model demo --task ioi --config {tmp_path}/settings.json --sizes 0.2 0.4 --seeds 1 1 --methods"
+    methods = ["hard_concrete", "nested", "integrated_gradients", "nested"]
+    more = ["--penalty", "head=1", "--integration-points", "8", "--lr", "0.1", "--size-by", "parameters", "--out"]
     with pytest.raises((SystemExit, RunError)):  # there is nothing to show
-        app.main([*words.split(), *more])
+        app.main([*words.split(), *methods, *more, str(tmp_path / "sweep")])
     configs = [config for seed in asked[0].seeds for config in asked[0].configs(seed)]
     assert [(c.method, c.size) for c in configs] == [
-        (method, size) for method in ("hard_concrete", "nested") for size in (0.4, 0.2)
-    ]
-    assert {(c.seed, c.size_by) for c in configs} == {(1, "parameters")}
-    assert [c.penalty for c in configs] == [{"head": 1.0}, {"head": 1.0}, {}, {}]
+        ("hard_concrete", 0.4), ("hard_concrete", 0.2), ("nested", 0.4), ("nested", 0.2), ("integrated_gradients", 0.4),
+    ]  # fmt: skip
+    assert {(c.seed, c.size_by, c.pressure) for c in configs} == {(1, "parameters", None)}
+    assert [c.penalty.get("head") for c in configs] == [1.0, 1.0, None, None, None]
+    assert [c.integration_points for c in configs] == [4, 4, 4, 4, 8]
+    assert [c.lr for c in configs] == [0.1] * 4 + [DiscoveryConfig().lr]
 
 
 @pytest.mark.slow
@@ -196,7 +202,10 @@ def test_a_search_that_was_stopped_is_gone_on_with_unless_another_is_asked_for(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--methods", "nestled"], "methods: found 'nestled', expected some of hard_concrete, nested"),
+        (["--methods", "nestled"], "methods: found 'nestled', expected one of hard_concrete, nested"),
+        (["--max-kl", "0.1"], "max_kl: found 0.1, expected none: a sweep has --methods, --sizes and --seeds"),
+        (["--seed", "3"], "seed: found 3, expected none: a sweep has"),
+        (["--integration-points", "2"], "method nested: found integration_points 2, which it has no use for"),
         (["--sizes", "0.2", "2"], "size: found 2.0, expected a number between 0 and 1"),
         (["--sizes", "nan", "0.2"], "size: found nan, expected a number between 0 and 1"),
         (["--seeds", "0", "-1"], "seed: found -1, expected a whole number of at least 0"),

@@ -19,8 +19,16 @@ RANKED_SIZES = (0.05, 0.6)
 RANKED_AROUND = (0.6, 7.5)
 """The same over the size that is asked for: much smaller masks would decide the order at the expense of its own."""
 BUDGETS = ("max_kl", "min_faithfulness", "size", "pressure")
-OF_GATES = ("penalty", "charge", "depth_factor", "sampling", "final_noise", "warmup", "clip", "init")
-"""What only hard_concrete has."""
+_OF_GATES = ("penalty", "charge", "depth_factor", "sampling", "final_noise", "warmup", "clip", "init")
+_OF_LEARNING = ("ranking_share", "ranking_sizes", "ranking_lr", "hinge", "lr", "lr_schedule", "lr_end")
+_SIGNED = (Method.ATTRIBUTION, Method.INTEGRATED_GRADIENTS, Method.ACTIVATION_GRADIENT)
+_USERS: dict[str, tuple[Method, ...]] = {
+    **dict.fromkeys(_OF_GATES, (Method.HARD_CONCRETE,)),
+    **dict.fromkeys(_OF_LEARNING, tuple(method for method in Method if method.learns)),
+    "score_sign": _SIGNED,
+    "integration_points": (Method.INTEGRATED_GRADIENTS,),
+}
+"""The methods that have a use for a setting; the others have all of them."""
 UNITS_EXPECTED = "expected one of layer, attn_block, mlp_block, head, head_dim, mlp_neuron among the granularities"
 
 
@@ -160,7 +168,7 @@ class DiscoveryConfig:
             object.__setattr__(self, "max_kl", 0.1)
         check_each(vars(self), self.searched)
         self._check_ranking()
-        self._check_gates()
+        self._check_uses()
 
     def _check_ranking(self) -> None:
         sizes = self.sizes_ranked
@@ -186,14 +194,12 @@ class DiscoveryConfig:
         if self.method == "nested" and not self.ranking_steps:
             raise ConfigError("method nested: found no steps that rank, expected a ranking_share above 0")
 
-    def _check_gates(self) -> None:
-        if self.method == Method.HARD_CONCRETE:
-            return
-        for name, usual in _usual_of_gates().items():
+    def _check_uses(self) -> None:
+        for name, usual in _without_use(self.method).items():
             if (value := getattr(self, name)) != usual:
                 raise ConfigError(
-                    f"method {self.method}: found {name} {shown(value)}, which it has no use for, expected method hard_concrete "
-                    f"with it, or no {name}"
+                    f"method {self.method}: found {name} {shown(value)}, which it has no use for, expected method "
+                    f"{' or '.join(_USERS[name])} with it, or no {name}"
                 )
 
     @property
@@ -258,17 +264,22 @@ class DiscoveryConfig:
         return cls(**{key: typed(value, hints[key], f"{source}: {key}") for key, value in values.items()})
 
     def replaced(self, **changes: Any) -> "DiscoveryConfig":
-        """A copy with other values; a new budget takes the place of the old one, and a method without gates has no old setting
-        of theirs.
+        """A copy with other values; a new budget takes the place of the old one, and of the old settings a new method has none
+        that it has no use for.
         """
         if changes.keys() & BUDGETS:
             changes = {**dict.fromkeys(BUDGETS), **changes}
-        if changes.get("method", Method.HARD_CONCRETE) != Method.HARD_CONCRETE:
-            changes = {**_usual_of_gates(), **changes}
+        if "method" in changes:
+            changes = {**_without_use(changes["method"]), **changes}
         return replace(self, **changes)
 
 
-def _usual_of_gates() -> dict[str, Any]:
-    """What the settings of gates are where they are not given."""
-    usual = {item.name: item.default for item in fields(DiscoveryConfig) if item.name in OF_GATES}
+def useful(setting: str, method: str) -> bool:
+    """Whether a method has a use for a setting."""
+    return setting not in _USERS or method in _USERS[setting]
+
+
+def _without_use(method: str) -> dict[str, Any]:
+    """The settings that a method has no use for, as they are where they are not given."""
+    usual = {item.name: item.default for item in fields(DiscoveryConfig) if not useful(item.name, method)}
     return {name: {} if default is MISSING else default for name, default in usual.items()}

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from circuitsieve.cli.console import damage_named, print_json
-from circuitsieve.cli.flags import JOB_FLAGS, JobFlags
+from circuitsieve.cli.flags import JOB_FLAGS, JobFlags, configs_of
 from circuitsieve.cli.progress import RichReporter
 
 
@@ -46,15 +46,14 @@ def sweep(
     json
         Print the content of sweep.json.
     """
-    # It takes every setting; each run leaves out those that its method has no use for.
-    gates = "hard_concrete" if "hard_concrete" in methods else None
-    job = flags.job(model, task, out, track=track, method=gates)
+    settings = configs_of(flags.settings, flags.config, methods)
+    job = flags.job(model, task, out, track=track, config=settings[0])
     from circuitsieve.report.terminal import sweep_table
     from circuitsieve.workflow.points import read_sweep
     from circuitsieve.workflow.sweep import Sweep, run_sweep
 
     with RichReporter() as reporter:
-        points = run_sweep(Sweep(job, methods, sizes, seeds), reporter)
+        points = run_sweep(Sweep(job, settings, sizes, seeds), reporter)
     if json:
         print_json(read_sweep(out))
     else:

@@ -5,16 +5,17 @@ configuration stays free of the command line; here alone the two meet.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, make_dataclass, replace
+from dataclasses import dataclass, fields, make_dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter, Token
 from docstring_parser import parse_from_object
 
-from circuitsieve.config import DiscoveryConfig
-from circuitsieve.errors import ConfigError
+from circuitsieve.config import BUDGETS, DiscoveryConfig, useful
+from circuitsieve.errors import ConfigError, one_of
 from circuitsieve.presets import load_config
+from circuitsieve.vocabulary import Method
 
 if TYPE_CHECKING:
     from circuitsieve.data.loaders import TaskOptions
@@ -164,12 +165,41 @@ def _number(flag: str, word: str) -> float:
 
 def config_of(flags: Any, base: str | None) -> DiscoveryConfig:
     """The configuration of a file or preset, with the given flags on top."""
+    start = load_config(base) if base is not None else DiscoveryConfig()
+    return start.replaced(**_given(flags))
+
+
+def configs_of(flags: Any, base: str | None, methods: Sequence[str]) -> tuple[DiscoveryConfig, ...]:
+    """The same for each method of a sweep, without the flags that it has no use for, though another one has.
+
+    Raises:
+        ConfigError: a method is unknown, a flag is the sweep's to set, or no method has a use for it.
+    """
+    known = [str(method) for method in Method]
+    if not methods:
+        raise ConfigError("methods: found none, expected at least one")
+    for method in methods:
+        if method not in known:
+            raise ConfigError(one_of("methods", method, known))
+    start, given = load_config(base) if base is not None else DiscoveryConfig(), _given(flags)
+    for name in ("method", *BUDGETS, "seed"):
+        if name in given:
+            raise ConfigError(f"{name}: found {given[name]}, expected none: a sweep has --methods, --sizes and --seeds")
+    of_some = {name for name in given if any(useful(name, method) for method in methods)}
+    found = []
+    for method in dict.fromkeys(methods):
+        own = {name: value for name, value in given.items() if name not in of_some or useful(name, method)}
+        found.append(start.replaced(**dict.fromkeys(BUDGETS), **own, method=method))
+    return tuple(found)
+
+
+def _given(flags: Any) -> dict[str, Any]:
+    """The flags that were given."""
     given = {item.name: getattr(flags, item.name) for item in fields(flags) if getattr(flags, item.name) is not None}
     if "penalty" in given:
         prices = table_of(given["penalty"], "--penalty")
         given["penalty"] = {name: _number(f"--penalty {name}", price) for name, price in prices.items()}
-    start = load_config(base) if base is not None else DiscoveryConfig()
-    return start.replaced(**given)
+    return given
 
 
 @Parameter(name="*")
@@ -195,9 +225,9 @@ class JobFlags:
         overwrite: bool = False,
         resume: bool = False,
         track: str | None = None,
-        method: str | None = None,
+        config: DiscoveryConfig | None = None,
     ) -> "Job":
-        """What is to be searched; with a method, not that of the flags.
+        """What is to be searched; with a configuration, not that of the flags.
 
         Raises:
             ConfigError: the settings are not possible.
@@ -207,8 +237,7 @@ class JobFlags:
         for name, count in vars(self.counts).items():
             if count < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: found {count}, expected at least 1")
-        settings = self.settings if method is None else replace(self.settings, method=method)
-        config = config_of(settings, self.config)
+        config = config or config_of(self.settings, self.config)
         from circuitsieve.workflow.finding import Job
 
         counts, loading = self.counts, self.loading

@@ -35,28 +35,29 @@ class Sweep:
     """What is compared."""
 
     job: Job
-    """Model, pairs, folder and everything in the configuration but method, budget and seed."""
-    methods: tuple[str, ...]
+    """Model, pairs and folder."""
+    settings: tuple[DiscoveryConfig, ...]
+    """Of each method, everything but budget and seed."""
     sizes: tuple[float, ...]
     seeds: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for name in ("methods", "sizes", "seeds"):
+        for name in ("sizes", "seeds"):
             if not getattr(self, name):
                 raise ConfigError(f"{name}: found none, expected at least one")
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
         object.__setattr__(self, "sizes", tuple(sorted(self.sizes, reverse=True)))
         for size in self.sizes:
-            self.job.config.replaced(size=size)
+            self.settings[0].replaced(size=size)
         for seed in self.seeds:
             list(self.configs(seed))  # says what is wrong with them before anything is loaded
 
     def configs(self, seed: int) -> Iterator[DiscoveryConfig]:
         """The runs with a seed."""
-        for method in self.methods:
-            sizes = self.sizes if Method(_known(method)).learns else self.sizes[:1]
+        for config in self.settings:
+            sizes = self.sizes if Method(config.method).learns else self.sizes[:1]
             for size in sizes:
-                yield self.job.config.replaced(method=method, size=size, seed=seed)
+                yield config.replaced(size=size, seed=seed)
 
     def measured(self, config: DiscoveryConfig) -> list[float]:
         """The sizes at which the ranking of a run is cut."""
@@ -121,13 +122,6 @@ def _asked(sweep: Sweep, loaded: LoadedModel, reporter: Reporter) -> list[_Asked
             one = replace(job, config=config, out=str(out / "runs" / name))
             runs.append(_Asked(name, one, pairs, out / "points" / f"{name}.json", key))
     return runs
-
-
-def _known(method: str) -> str:
-    names = [str(m) for m in Method]
-    if method not in names:
-        raise ConfigError(f"methods: found {method!r}, expected some of {', '.join(names)}")
-    return method
 
 
 def _make_folders(out: Path) -> None:
