@@ -24,6 +24,8 @@ RANKED_NOISE = 0.5
 """The sampling noise with which gates start that were ranked before: the order is known, only the border is open."""
 RANKED_REACH = 4.0
 """The largest log_alpha with which a ranked gate starts."""
+TIED = 0.01
+"""Of log_alpha: nodes that are as much in doubt as what contains them differ by so much, at most, in the order of the ranking."""
 MARGIN = 1e-3
 """Of log_alpha: how near to the lowest start is as low."""
 RANKED_PRESSURE = 0.1
@@ -91,16 +93,18 @@ class PruningPhase(SteeredPhase):
         """By log_alpha. After a ranking: by its moving average, as far as that is in doubt.
 
         What it closes, and what it opens as far as a gate may start or further, has the order of the ranking: gates are
-        pushed until they are decided, and how far beyond says little.
+        pushed until they are decided, and how far beyond says little. So have the nodes that are in doubt because a head or
+        block that contains them is: otherwise all of it would go at once, and no cut would lie between.
         """
         if self.ranked is None:
             return Ranking(self.problem.space, self.gates.ranking())
         averages = self.problem.space.lowest({g: average.cpu() for g, average in self.averages.scores.items()})
         highest = max(float(leaf.max()) for leaf in self.ranked.values())
         lowest = min(float(leaf.min()) for leaf in self.ranked.values())
-        scores = {}
+        scores, span = {}, max(highest - lowest, MARGIN)
         for g, leaf in self.ranked.items():
-            opened = torch.where(averages[g] >= RANKED_REACH, RANKED_REACH + (leaf - lowest), averages[g])
+            doubted = averages[g] + TIED * (leaf - lowest) / span
+            opened = torch.where(averages[g] >= RANKED_REACH, RANKED_REACH + TIED + (leaf - lowest), doubted)
             scores[g] = torch.where(averages[g] > 0, opened, leaf - highest - 1)
         return Ranking(self.problem.space, scores)
 
