@@ -24,7 +24,7 @@ DEAR = ("smollm2", "slow")
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Puts files with dear tests first, so that processes that share the files end together.
 
-    With `--jaxtyping-packages`, which checks types and shapes at every call and doubles the time of a test, only a sixth of
+    With `--jaxtyping-packages`, which checks types and shapes at every call and doubles the time of a test, only a ninth of
     the tests run that are not dear, drawn by their names, so that families of models take turns.
     """
     places: dict[Path, int] = {}
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--jaxtyping-packages"):
         drawn: dict[bool, list[pytest.Item]] = {True: [], False: []}
         for item in items:
-            drawn[crc32(item.nodeid.encode()) % 6 == 0 and _place(item) == len(DEAR)].append(item)
+            drawn[crc32(item.nodeid.encode()) % 9 == 0 and _place(item) == len(DEAR)].append(item)
         config.hook.pytest_deselected(items=drawn[False])
         items[:] = drawn[True]
 

@@ -93,7 +93,7 @@ NEVER_WRITTEN = ("config.json", "pairs.jsonl", "masks.safetensors", "circuit.jso
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*JSON, *LINES, *TENSORS])
-@examples(10)
+@examples(6)
 @given(data=st.data())
 def test_commands_that_write_into_the_run(run: Path, name: str, data: st.DataObject):
     """What was saved stays, and what is written is whole."""

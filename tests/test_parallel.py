@@ -118,7 +118,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     home = tmp_path_factory.mktemp("inputs")
     tiny_folder(home / "model")
     write_jsonl(home / "pairs.jsonl", name_pairs(40))
-    said = ["--model", home / "model", "--task", home / "pairs.jsonl", "--steps", 100, "--early-stopping", "off"]
+    said = ["--model", home / "model", "--task", home / "pairs.jsonl", "--steps", 80, "--early-stopping", "off"]
     return ["-m", "circuitsieve", "discover", *said, "--batch-size", 5]
 
 

@@ -221,7 +221,7 @@ def test_blocks_that_cannot_be_folded_are_left_whole_by_passes_that_shrink(famil
         granularities=granularities,
         ablation="zero",
         size=0.3,
-        steps=150,
+        steps=80,
         batch_size=4,
         early_stopping="off",
     )

@@ -51,7 +51,7 @@ def test_masks_and_their_circuits_run(family: str, search: str, ablation: Ablati
     problem = Problem.of(shared(family), PAIRS, config)
     batch = problem.validation.batches[0]
     full = answer_logits(problem.subject, batch.clean, batch.positions)
-    for seed in range(4):
+    for seed in range(2):
         drawn = {g: mask for g, mask in random_masks(problem.space, seed).items() if g in searched}
         if seed == 0:
             drawn = {g: torch.zeros_like(mask) for g, mask in drawn.items()}

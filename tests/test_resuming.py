@@ -63,7 +63,7 @@ def same(a: Discovery, b: Discovery) -> bool:
 def test_a_search_that_was_killed_again_and_again_ends_as_an_undisturbed_one(name: str, tmp_path: Path) -> None:
     model, config = shared("llama").model, CONFIGS[name]
     whole = discover(model, PAIRS, config)
-    for at in (0, 7, 25, 26, 31, 49, 55):
+    for at in (0, 25, 26, 49, 55):
         with pytest.raises(Killed):
             discover(model, PAIRS, config, checkpoints=tmp_path, on_step=killing(at))
     resumed = discover(model, PAIRS, config, checkpoints=tmp_path)

@@ -70,7 +70,7 @@ def test_the_model_answers_in_chat_form(smollm2: LoadedModel, turn: str, spaced:
 @pytest.mark.timeout(1200)
 def test_a_short_discovery_beats_random_circuits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    words = "discover --model smollm2 --task ioi --max-kl 0.5 --steps 40 --batch-size 8 --train-pairs 40 --validation-pairs 16"
+    words = "discover --model smollm2 --task ioi --max-kl 0.5 --steps 30 --batch-size 8 --train-pairs 24 --validation-pairs 16"
     with pytest.raises(SystemExit) as stopped:
         app.main([*words.split(), "--test-pairs", "8", "--out", str(out), "--json"])
     assert stopped.value.code == 0
@@ -81,8 +81,8 @@ def test_a_short_discovery_beats_random_circuits(tmp_path: Path, capsys: pytest.
     assert card["random"]["beaten"] == 1.0
     assert card["parameters"]["total"] == 106_168_320
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    assert len(history) == 40
-    assert ["load" in entry for entry in history] == [False] * 8 + [True] * 32
+    assert len(history) == 30
+    assert ["load" in entry for entry in history] == [False] * 6 + [True] * 24
     assert history[-1]["drawn_size"] < 0.9
 
 

@@ -22,7 +22,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     home = tmp_path_factory.mktemp("inputs")
     tiny_folder(home / "model")
     write_jsonl(home / "pairs.jsonl", name_pairs(40))
-    said = f"discover --model {home}/model --task {home}/pairs.jsonl --steps 150 --early-stopping off --batch-size 5"
+    said = f"discover --model {home}/model --task {home}/pairs.jsonl --steps 90 --early-stopping off --batch-size 5"
     return said.split()
 
 
