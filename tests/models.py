@@ -13,15 +13,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
+    ArceeConfig,
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    HeliumConfig,
     LlamaConfig,
+    MinistralConfig,
     MistralConfig,
     Olmo2Config,
+    Olmo3Config,
+    OlmoConfig,
     OPTConfig,
     Phi3Config,
     PhiConfig,
@@ -29,6 +34,9 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    SeedOssConfig,
+    SmolLM3Config,
+    Starcoder2Config,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -110,13 +118,45 @@ _CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "opt_post_norm": lambda: OPTConfig(**_OPT, word_embed_proj_dim=10, do_layer_norm_before=False),
 }  # fmt: skip
 
-POST_NORM = frozenset({"gemma2", "gemma3_text", "olmo2"})
+_ALIKE: dict[str, Callable[[], PreTrainedConfig]] = {
+    # positions in one layer only
+    "smollm3": lambda: SmolLM3Config(
+        **_COMMON, num_attention_heads=4, num_key_value_heads=2, no_rope_layers=[1, 0]
+    ),
+    # one layer with a sliding window
+    "ministral": lambda: MinistralConfig(
+        **_COMMON, **_heads(4, 2, 6), sliding_window=3, layer_types=["sliding_attention", "full_attention"],
+    ),
+    # norms without parameters, clipped queries, keys and values
+    "olmo": lambda: OlmoConfig(**_COMMON, num_attention_heads=4, num_key_value_heads=2, clip_qkv=8.0),
+    # as olmo2, one layer with a sliding window
+    "olmo3": lambda: Olmo3Config(
+        **_COMMON, num_attention_heads=4, num_key_value_heads=2, sliding_window=3,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    # positions in pairs that lie side by side
+    "helium": lambda: HeliumConfig(**_COMMON, **_heads(4, 2, 4)),
+    # biases of q, k, v only, head_dim != width / heads
+    "seed_oss": lambda: SeedOssConfig(**_COMMON, **_heads(4, 2, 6)),
+    # ungated MLP
+    "arcee": lambda: ArceeConfig(**_COMMON, **_heads(4, 2, 6)),
+    # ungated MLP of other names, biases everywhere, tied embeddings
+    "starcoder2": lambda: Starcoder2Config(
+        **{**_COMMON, "tie_word_embeddings": True}, num_attention_heads=4, num_key_value_heads=2
+    ),
+}  # fmt: skip
+"""Model types that are like one of the above but for what their comment says: the table and what reads it are tested with
+them, other rooms are not."""
+
+POST_NORM = frozenset({"gemma2", "gemma3_text", "olmo2", "olmo3"})
 """Families with a norm between the projections and the residual stream."""
 OUTPUT_BIAS = frozenset({"gpt2", "llama", "phi", "gpt_neox", "gpt_neox_serial", "opt", "opt_post_norm"})
 """Those of `_CONFIGS` whose output projections add biases."""
 
 FAMILIES = tuple(_CONFIGS)
+ALL_TYPES = (*FAMILIES, *_ALIKE)
 each_family = pytest.mark.parametrize("family", FAMILIES)
+each_type = pytest.mark.parametrize("family", ALL_TYPES)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-3, torch.float64: 1e-9}
 """Largest difference of logits that counts as rounding, relative to the largest logit."""
@@ -146,6 +186,8 @@ _NAMES = {
     "gemma2": _POST_NORM_NAMES,
     "gemma3_text": _POST_NORM_NAMES,
     "olmo2": _POST_NORM_NAMES,
+    "olmo3": _POST_NORM_NAMES,
+    "starcoder2": Names("layers.{0}.self_attn.o_proj", "layers.{0}.mlp.c_proj", "norm"),
     "phi": Names("layers.{0}.self_attn.dense", "layers.{0}.mlp.fc2", "final_layernorm"),
     "gpt_neox": Names("layers.{0}.attention.dense", "layers.{0}.mlp.dense_4h_to_h", "final_layer_norm"),
     "opt": Names("layers.{0}.self_attn.out_proj", "layers.{0}.fc2", "final_layer_norm"),
@@ -168,7 +210,7 @@ def weight(projection: nn.Module) -> Tensor:
 @cache
 def shared(family: str, dtype: torch.dtype = torch.float32) -> Subject:
     """The subject of a family; tests leave it as it is (`fresh` gives a model to operate on)."""
-    model = AutoModelForCausalLM.from_config(_CONFIGS[family](), dtype=dtype)
+    model = AutoModelForCausalLM.from_config((_CONFIGS | _ALIKE)[family](), dtype=dtype)
     randomise(model, seed=3)
     return Subject.of(model.eval().requires_grad_(False))
 

@@ -24,9 +24,8 @@ from circuitsieve.models import architectures
 from circuitsieve.models.architectures import Family, architecture_of, supported_model_types
 from circuitsieve.models.projections import Projection
 from circuitsieve.models.selfcheck import selfcheck
-from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Site, SiteKind
-from models import FAMILIES, LAYERS, POST_NORM, each_dtype, each_family, fresh, module, randomise, shared
+from models import ALL_TYPES, LAYERS, POST_NORM, each_dtype, each_type, fresh, module, randomise, shared
 
 # --- refusals ------------------------------------------------------------------------------------------------------------
 
@@ -65,9 +64,10 @@ def headless() -> nn.Module:
 REFUSALS = {
     "family": (
         other_family,
-        r"^model: found the family 'bloom', expected one of gpt2, llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, "
-        r"olmo2, phi3, phi, gpt_neox, opt; a new row in circuitsieve/models/architectures.py needs the paths of its blocks "
-        r"and of their Q, K, V, output, up and down projections \(docs/new-family.md\)$",
+        r"^model: found the family 'bloom', expected one of gpt2, llama, mistral, ministral, qwen2, qwen3, gemma, "
+        r"smollm3, olmo, helium, seed_oss, gemma2, gemma3_text, olmo2, olmo3, phi3, arcee, starcoder2, phi, gpt_neox, opt; a "
+        r"new row in circuitsieve/models/architectures.py needs the paths of its blocks and of their Q, K, V, output, up and "
+        r"down projections \(docs/new-family.md\)$",
     ),
     "experts": (
         mixture_of_experts,
@@ -119,14 +119,16 @@ def test_a_final_norm_that_is_not_there_is_a_wrong_row(monkeypatch: pytest.Monke
 
 
 def test_every_supported_family_is_tested():
-    tested = {shared(family).model.config.model_type for family in FAMILIES}
+    tested = {shared(family).model.config.model_type for family in ALL_TYPES}
     assert tested == set(supported_model_types())
 
 
 # --- the table -----------------------------------------------------------------------------------------------------------
 
 
-def test_sites_and_modules(subject: Subject):
+@each_type
+def test_sites_and_modules(family: str):
+    subject = shared(family)
     sites = list(subject.architecture.sites())
     assert len(sites) == len(set(sites)) == 1 + 4 * LAYERS
     for layer in range(LAYERS):
@@ -142,12 +144,13 @@ BIASES = {
     "gpt2": {"q", "k", "v", "attn_out", "mlp_in", "mlp_out"},
     "llama": {"q", "k", "v", "attn_out", "mlp_in", "mlp_out"},
     "qwen2": {"q", "k", "v"},
+    "seed_oss": {"q", "k", "v"},
 }
-UNGATED = {"gpt2", "phi", "gpt_neox", "gpt_neox_serial", "opt", "opt_post_norm"}
-BIASES |= dict.fromkeys(UNGATED, BIASES["gpt2"])
+BIASES |= dict.fromkeys(("phi", "gpt_neox", "gpt_neox_serial", "opt", "opt_post_norm", "starcoder2"), BIASES["gpt2"])
+UNGATED = {"gpt2", "phi", "gpt_neox", "gpt_neox_serial", "opt", "opt_post_norm", "arcee", "starcoder2"}
 
 
-@each_family
+@each_type
 def test_measured_shapes(family: str):
     """Against numbers read off the configurations in tests/models.py."""
     space = shared(family).space
@@ -155,7 +158,8 @@ def test_measured_shapes(family: str):
         "gpt2": (4, 4, 4), "llama_mha": (2, 2, 8), "llama": (4, 2, 6), "mistral": (4, 1, 4), "qwen2": (4, 2, 4),
         "qwen3": (3, 3, 6), "gemma3_text": (4, 2, 6), "gemma": (4, 1, 6), "gemma2": (4, 2, 6), "olmo2": (4, 2, 4),
         "phi3": (4, 2, 4), "phi": (4, 4, 4), "gpt_neox": (4, 4, 4), "gpt_neox_serial": (2, 2, 8), "opt": (4, 4, 4),
-        "opt_post_norm": (4, 4, 4),
+        "opt_post_norm": (4, 4, 4), "smollm3": (4, 2, 4), "ministral": (4, 2, 6), "olmo": (4, 2, 4), "olmo3": (4, 2, 4),
+        "helium": (4, 2, 4), "seed_oss": (4, 2, 6), "arcee": (4, 2, 6), "starcoder2": (4, 2, 4),
     }  # fmt: skip
     assert (space.heads, space.kv_heads, space.head_dim) == heads[family]
     assert (space.layers, space.neurons, space.width) == (2, 20, 16)
@@ -168,7 +172,7 @@ def test_measured_shapes(family: str):
 
 
 @each_dtype
-@each_family
+@each_type
 def test_selfcheck_passes(family: str, dtype: torch.dtype):
     seen = []
     results = selfcheck(

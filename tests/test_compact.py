@@ -31,6 +31,7 @@ from models import (
     assert_same,
     each_dtype,
     each_family,
+    each_type,
     random_examples,
     random_ids,
     random_masks,
@@ -70,7 +71,9 @@ def masked_logits(subject: Subject, circuit: Circuit, prompts: Tensor = PROMPTS)
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("seed", range(4))
-def test_it_says_what_the_circuit_says(subject: Subject, ablation: Ablation, seed: int) -> None:
+@each_type
+def test_it_says_what_the_circuit_says(family: str, ablation: Ablation, seed: int) -> None:
+    subject = shared(family)
     circuit = circuit_of(subject, ablation, seed)
     before = subject.model(PROMPTS).logits
     smaller = compact(subject.model, circuit)
@@ -116,7 +119,7 @@ def test_whole_blocks_that_are_closed(subject: Subject, closed: str) -> None:
         assert_same(smaller(PROMPTS).logits, masked_logits(subject, circuit))
 
 
-@each_family
+@each_type
 @pytest.mark.parametrize("seed", range(2))
 def test_it_generates_with_a_cache(family: str, seed: int) -> None:
     subject = shared(family)

@@ -13,7 +13,7 @@ from circuitsieve.models.instrument import masked
 from circuitsieve.models.projections import Projection
 from circuitsieve.models.subject import Subject
 from circuitsieve.vocabulary import Granularity, SiteKind
-from models import POST_NORM, WIDTH, each_family, fresh, random_ids, random_masks, shared
+from models import POST_NORM, WIDTH, each_type, fresh, random_ids, random_masks, shared
 
 G = Granularity
 
@@ -43,7 +43,7 @@ def keep_by_surgery(subject: Subject, masks: dict[Granularity, Tensor]) -> dict[
         head_dim = len(dims) // heads
         of_head = [dims[head * head_dim : (head + 1) * head_dim] for head in range(heads)]
         of_group = [of_head[g * heads // groups : (g + 1) * heads // groups] for g in range(groups)]
-        together = config.model_type == "olmo2" and any(dims)  # its norms of Q and K run over all heads
+        together = config.model_type in ("olmo2", "olmo3") and any(dims)  # its norms of Q and K run over all heads
         rows_and_columns = {
             "q": ([any(of_head[i // head_dim]) or together for i in range(heads * head_dim)], [True] * WIDTH),
             "k": (
@@ -92,7 +92,9 @@ def total(subject: Subject) -> int:
     )
 
 
-def test_count_equals_surgery(subject: Subject):
+@each_type
+def test_count_equals_surgery(family: str):
+    subject = shared(family)
     counted = []
     for seed in range(6):
         masks = random_masks(subject.space, seed)
@@ -121,7 +123,7 @@ def test_soft_shares_meet_the_exact_ones_and_never_fall(subject: Subject):
             assert found[0].sum() > 0
 
 
-@each_family
+@each_type
 def test_kept_parameters_are_those_that_matter(family: str):
     """Under zero ablation the logits depend on an entry exactly if it is counted, so slices of fused modules are right too.
 

@@ -17,7 +17,7 @@ from circuitsieve.models.subject import Subject, frozen
 from circuitsieve.search.bench import Bench
 from circuitsieve.search.references import Reference, References
 from circuitsieve.vocabulary import Ablation, Granularity, Site, SiteKind
-from models import LAYERS, assert_differs, assert_same, each_family, fresh, random_examples, shared
+from models import LAYERS, assert_differs, assert_same, each_family, each_type, fresh, random_examples, shared
 
 (BATCH,) = batches(random_examples([6, 5, 6]), 3)
 READS = (SiteKind.ATTN_READ, SiteKind.MLP_READ)
@@ -86,7 +86,7 @@ def test_copies_take_no_more_than_is_set_aside_for_them(
     ("ablation", "of_a_run"),
     [*((ablation, False) for ablation in Ablation), *((ablation, True) for ablation in Ablation if ablation.is_run)],
 )
-@each_family
+@each_type
 def test_logits_and_gradients_are_those_of_masks_of_0(family: str, ablation: Ablation, of_a_run: bool) -> None:
     subject = shared(family)
     with frozen(subject.model):

@@ -10,9 +10,9 @@ from circuitsieve.models.lens import Lens, attention_patterns
 from circuitsieve.models.subject import Subject
 from circuitsieve.objective import logit_difference
 from circuitsieve.vocabulary import Ablation, Site, SiteKind
-from models import FAMILIES, POST_NORM, each_family, fresh, module, random_examples, shared
+from models import ALL_TYPES, POST_NORM, each_type, fresh, module, random_examples, shared
 
-each_lens = pytest.mark.parametrize("family", [family for family in FAMILIES if family != "opt_post_norm"])
+each_lens = pytest.mark.parametrize("family", [family for family in ALL_TYPES if family != "opt_post_norm"])
 
 
 def lens_of(subject: Subject) -> Lens:
@@ -129,7 +129,7 @@ def test_words_of_neurons_are_those_that_writing_more_makes_more_likely(family: 
         torch.testing.assert_close(scores.gather(1, found), expected, atol=1e-3, rtol=1e-3)
 
 
-@each_family
+@each_type
 def test_attention_patterns_are_distributions_over_what_came_before(family: str):
     subject = shared(family)
     before = subject.model.config._attn_implementation

@@ -89,7 +89,7 @@ _QUERY_KEY_VALUE = _fused("attention.query_key_value", Fusion.PER_HEAD, 3)
 _QKV = _fused("self_attn.qkv_proj", Fusion.STACKED, 3)
 
 _LLAMA = Family(
-    model_types=("llama", "mistral", "qwen2", "qwen3", "gemma"),
+    model_types=("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "smollm3", "olmo", "helium", "seed_oss"),
     blocks="layers",
     q=_Q,
     k=_K,
@@ -124,7 +124,7 @@ FAMILIES = (
     ),
     _LLAMA,
     _GEMMA2,
-    replace(_GEMMA2, model_types=("olmo2",), joint_qk_norm=True, head_count=None),
+    replace(_GEMMA2, model_types=("olmo2", "olmo3"), joint_qk_norm=True, head_count=None),
     replace(
         _LLAMA,
         model_types=("phi3",),
@@ -133,6 +133,13 @@ FAMILIES = (
         v=_QKV[2],
         mlp_in=_fused("mlp.gate_up_proj", Fusion.STACKED, 2),
         head_count=None,  # its attention cuts Q, K and V apart by the configuration
+    ),
+    replace(_LLAMA, model_types=("arcee",), mlp_in=(_UP,)),
+    replace(
+        _LLAMA,
+        model_types=("starcoder2",),
+        mlp_in=(Projection("mlp.c_fc"),),
+        mlp_out=Projection("mlp.c_proj"),
     ),
     replace(
         _LLAMA,
