@@ -24,10 +24,10 @@ from rich.table import Table
 
 from circuitsieve.cli.progress import RichReporter
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data.loaders import TaskOptions
 from circuitsieve.limits import MEASURES
 from circuitsieve.vocabulary import Method
 from circuitsieve.workflow.finding import Job, run
+from finished import options_of
 from pages import spread
 
 ROWS = {
@@ -93,10 +93,11 @@ def arguments() -> argparse.Namespace:
 
 def one_run(options: argparse.Namespace, task: str, seed: int) -> Results:
     """One discovery with its card; peak memory is that of the whole process so far."""
+    name, data = options_of(task, seed)
     job = Job(
         model=options.model,
-        task=task,
-        out=str(options.runs / f"{Path(options.model).name}-{task}-{seed}"),
+        task=name,
+        out=str(options.runs / f"{Path(options.model).name}-{task.replace(':', '-')}-{seed}"),
         config=DiscoveryConfig(
             method=options.method,
             max_kl=options.max_kl,
@@ -104,7 +105,7 @@ def one_run(options: argparse.Namespace, task: str, seed: int) -> Results:
             size_by=options.size_by,
             seed=seed,
         ),
-        data=TaskOptions(seed=seed),
+        data=data,
         overwrite=True,
     )
     with RichReporter() as reporter:
