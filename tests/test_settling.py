@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from circuitsieve.search.settling import GAIN, WINDOW, Reading, Settling, gain
+from circuitsieve.search.settling import GAIN, NEAR, WINDOW, Reading, Settling, gain
 
 
 def noise(n: int, seed: int = 0) -> np.ndarray:
@@ -29,14 +29,30 @@ def test_what_sizes_explain_is_no_gain(gained: float) -> None:
 
 
 def test_what_falls_goes_on_and_what_stays_ends_as_soon_as_it_can_be_told() -> None:
-    falls = [Reading(-2 * GAIN * step / WINDOW, -2.0) for step in range(5 * WINDOW)]
+    falls = [Reading(-2 * GAIN * step / WINDOW) for step in range(5 * WINDOW)]
     assert settled_after(falls) is None
-    stays = [Reading(-1 + 1e-3 * value, -2.0) for value in noise(5 * WINDOW)]
+    stays = [Reading(-1 + 1e-3 * value) for value in noise(5 * WINDOW)]
     assert settled_after(stays) == 2 * WINDOW
 
 
 def test_what_falls_and_then_stays_ends_a_while_later() -> None:
-    course = [Reading(-0.01 * min(step, 200), -2.0) for step in range(600)]
+    course = [Reading(-0.01 * min(step, 200)) for step in range(600)]
     ended = settled_after(course)
     assert ended is not None
     assert 200 + WINDOW < ended < 200 + 2 * WINDOW
+
+
+@pytest.mark.parametrize("load", [1 + 2 * NEAR, 1 - 2 * NEAR, 0.0])
+def test_away_from_its_limit_nothing_has_settled(load: float) -> None:
+    assert settled_after([Reading(-1.0, load=load)] * 400) is None
+    arriving = [Reading(-1.0, load=load)] * 300 + [Reading(-1.0, load=1.0)] * 200
+    ended = settled_after(arriving)
+    assert ended is not None
+    assert 300 + WINDOW < ended <= 300 + 2 * WINDOW
+
+
+def test_what_rose_on_its_way_to_the_limit_may_fall_there() -> None:
+    above = [Reading(-0.85, load=1.3)] * 200
+    falls = [Reading(-0.8 - 2 * GAIN * step / WINDOW) for step in range(300)]
+    assert settled_after(above + falls) is None
+    assert settled_after(above + [Reading(-0.8)] * 300) is not None

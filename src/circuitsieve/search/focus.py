@@ -1,6 +1,7 @@
 """The focus: nested masks of one size, which moves to where the budget is just met, become hard."""
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor
 from typing_extensions import override
@@ -71,6 +72,10 @@ class FocusPhase(SteeredPhase):
             below = -max(NEAR, NO_MASK * self.temperature(step))
             self.shrinking.leave({g: scores > below for g, scores in self.ranking().scores.items()})
         return self.steer(step, signals)
+
+    @override
+    def reading(self, entry: Mapping[str, int | float]) -> None:
+        """None: what still hardens has not settled, however little it gains."""
 
     @override
     def ranking(self) -> Ranking:

@@ -84,8 +84,7 @@ class Phase(ABC):
         """Take notice of a check on validation pairs."""
 
     def reading(self, entry: Mapping[str, int | float]) -> Reading | None:  # noqa: ARG002 (for those that override it)
-        """How far a step has come, from its entry in the history; None where the phase has no end but its last step: as long as
-        the learning rate falls, or masks harden, nothing has settled, however little it gains."""
+        """How far a step has come, from its entry in the history; None where the phase has no end but its last step."""
         return None
 
 
@@ -122,6 +121,13 @@ class SteeredPhase(Phase):
     @override
     def checked(self, signals: Signals) -> None:
         self.control = self.controller.checked(signals, self.control)
+
+    @override
+    def reading(self, entry: Mapping[str, int | float]) -> Reading | None:
+        """Of the size, which is to be small within the budget. None where it is given: the KL falls as long as noise does."""
+        if self.config.pressure is not None or self.config.size is not None:
+            return None
+        return Reading(math.log(max(entry["drawn_size"], 1e-9)), load=entry["load"])
 
 
 def expected_gap(problem: Problem) -> float:

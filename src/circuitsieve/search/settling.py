@@ -12,6 +12,8 @@ WINDOW = 80
 """Steps: so many are compared with as many before."""
 GAIN = 0.02
 """Of the log of what is made small: a phase that gains no more than this from window to window has settled."""
+NEAR = 0.05
+"""So near to 1 must the load be, averaged over either window: what still moves to its limit rises, and might yet fall there."""
 
 
 class Reading(NamedTuple):
@@ -19,8 +21,10 @@ class Reading(NamedTuple):
 
     height: float
     """The log of what the phase makes small."""
-    log_size: float
-    """Of the masks, which differ between steps for no reason but chance."""
+    log_size: float = 0.0
+    """Of the masks, where they differ between steps for no reason but chance."""
+    load: float = 1.0
+    """How much of the budget is used up: 1 at its limit."""
 
 
 class Settling:
@@ -33,13 +37,14 @@ class Settling:
         """Take in a step.
 
         Returns:
-            Whether the phase has settled: the height falls no more.
+            Whether the phase has settled: the load stays at its limit, and the height falls no more.
         """
         self._readings.append(reading)
         if len(self._readings) < 2 * WINDOW:
             return False
-        heights, log_sizes = np.array(self._readings[-2 * WINDOW :]).T
-        return gain(heights, log_sizes) <= GAIN
+        heights, log_sizes, loads = np.array(self._readings[-2 * WINDOW :]).T
+        away = np.abs(loads.reshape(2, WINDOW).mean(axis=1) - 1).max()
+        return bool(away <= NEAR and gain(heights, log_sizes) <= GAIN)
 
 
 def gain(heights: np.ndarray, log_sizes: np.ndarray) -> float:
