@@ -202,7 +202,7 @@ def test_a_search_that_was_stopped_is_gone_on_with_unless_another_is_asked_for(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--methods", "nestled"], "methods: found 'nestled', expected one of hard_concrete, nested"),
+        (["--methods", "nestled"], "method: found 'nestled', expected one of hard_concrete, nested"),
         (["--max-kl", "0.1"], "max_kl: found 0.1, expected none: a sweep has --methods, --sizes and --seeds"),
         (["--seed", "3"], "seed: found 3, expected none: a sweep has"),
         (["--integration-points", "2"], "method nested: found integration_points 2, which it has no use for"),
