@@ -1,5 +1,7 @@
 """A discovery made ready: whatever is searched, its masks and every circuit cut from them can be run and mean the same."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from circuitsieve.data.tokenising import Pairs
 from circuitsieve.errors import ConfigError
 from circuitsieve.models.instrument import answer_logits, masked, record
 from circuitsieve.search.problem import Problem
-from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, UNIT_GRANULARITIES, Ablation, Granularity
+from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, OUT_DIMS, UNIT_GRANULARITIES, Ablation, Granularity
 from models import assert_same, each_family, random_examples, random_masks, shared
 
 G = Granularity
@@ -151,6 +153,28 @@ def test_prices_are_higher_in_early_layers_and_nothing_is_paid_inside_of_what_is
     expected = torch.full_like(dims, early)
     expected[0] *= inside
     torch.testing.assert_close(dims, expected)
+
+
+@pytest.mark.parametrize(
+    ("searched", "counted"),
+    [
+        (DEFAULT_GRANULARITIES, {G.HEAD_DIM, G.MLP_NEURON}),
+        ((*DEFAULT_GRANULARITIES, *OUT_DIMS, G.EMBED), {G.HEAD_DIM, G.MLP_NEURON}),
+        ((G.LAYER, G.HEAD), {G.LAYER, G.HEAD}),  # a layer is all that decides about its neurons
+        ((G.ATTN_BLOCK, G.MLP_BLOCK, G.MLP_NEURON), {G.ATTN_BLOCK, G.MLP_NEURON}),
+    ],
+)
+def test_under_a_size_of_units_only_what_it_counts_has_a_price(searched: tuple[G, ...], counted: set[G]):
+    def priced(**settings: Any) -> set[G]:
+        config = DiscoveryConfig("hard_concrete", granularities=tuple(map(str, searched)), **settings)
+        problem = Problem.of(shared("llama"), PAIRS, config)
+        prices = problem.prices({g: torch.ones(problem.space.shape(g)) for g in searched})
+        assert all(float(prices[g].min()) in (0.0, config.price(g)) for g in searched)
+        return {g for g in searched if float(prices[g].max()) > 0}
+
+    assert priced(size=0.3) == counted
+    assert priced(size=0.3, penalty={str(searched[0]): 7.0}) == counted | {searched[0]}
+    assert priced(size=0.3, size_by="parameters") == priced(max_kl=0.1) == set(searched)
 
 
 @pytest.mark.parametrize("method", ["nested", "hard_concrete", "attribution", "random"])

@@ -64,7 +64,8 @@ class DiscoveryConfig:
     (where not given: attn_block mlp_block head head_dim mlp_neuron; for nested attn_out_dim and mlp_out_dim, too)."""
 
     penalty: dict[str, float] = field(default_factory=dict)
-    """Price of a granularity against the others, as NAME=PRICE (where not given: mlp_neuron 5, head_dim 2, the rest 0.5)."""
+    """Price of a granularity against the others, as NAME=PRICE (where not given: mlp_neuron 5, head_dim 2, the rest 0.5;
+    with a size of units, which counts no others, the rest 0, but for what decides about units by itself)."""
 
     charge: str = "open"
     """What is charged: open (nodes inside a closed head, block or layer cost nothing, so that they stay as they were until it

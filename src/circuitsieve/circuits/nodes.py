@@ -63,6 +63,11 @@ def chains(searched: Iterable[Granularity]) -> dict[Granularity, list[Granularit
     return {leaf: chain for leaf, chain in found.items() if leaf in searched or (chain and leaf in UNIT_GRANULARITIES)}
 
 
+def counted(searched: Iterable[Granularity]) -> set[Granularity]:
+    """The granularities of a search that decide about units by themselves: the finest ones on the way to them."""
+    return {chain[-1] for leaf, chain in chains(searched).items() if leaf in UNIT_GRANULARITIES}
+
+
 WRITE_OF_READ = {SiteKind.ATTN_READ: SiteKind.ATTN_WRITE, SiteKind.MLP_READ: SiteKind.MLP_WRITE}
 """The two sites of attention, and of MLPs: what the output projection reads, and what the block writes."""
 _NAME = re.compile(r"L(?P<layer>\d+)\.(?P<granularity>[a-z_]+)(?:\.(?P<index>\d+))?")

@@ -77,13 +77,9 @@ class ControlState(NamedTuple):
     weight: float
     """How much of a full average they hold."""
     log_effort: Scalar
+    """Of what the loads so far have come to."""
     log_gap: Scalar
     """Log of the load on validation pairs over the load in training, as last seen."""
-
-    @property
-    def effort(self) -> Scalar:
-        """How hard to prune."""
-        return self.log_effort.exp()
 
     def state(self) -> State:
         """All of it, as tensors."""
@@ -125,8 +121,11 @@ class BudgetController:
     """Largest rise of the log effort per step: slow, because a gate needs tens of steps to close, and the KL answers late."""
     fall: float = 0.05
     """Largest fall of the log effort per step."""
+    answer: float = 0.0
+    """Of a size: the power of the load by which the effort is multiplied at once. Gates take tens of steps to answer, so that an
+    effort which only adds up loads swings around the limit."""
     lowest: float = 1e-3
-    """The effort never falls below: an early overshoot would else take as long to undo as it took to build up."""
+    """What adds up never falls below: an early overshoot would else take as long to undo as it took to build up."""
     smoothing: float = 0.9
     """Decay of the moving average of the signals, per step."""
     smallest_gap: float = -1.5
@@ -151,6 +150,11 @@ class BudgetController:
             room = -room
         change = torch.where(room > 0, self.rise, self.fall) * room.clamp(-1, 1)
         return after._replace(log_effort=(state.log_effort + change).clamp_min(math.log(self.lowest)))
+
+    def effort(self, state: ControlState) -> Scalar:
+        """How hard to prune."""
+        added_up = state.log_effort.exp()
+        return added_up * self.load(state) ** self.answer if self.answer and state.weight else added_up
 
     def load(self, state: ControlState) -> Scalar:
         """The load that is to be expected on validation pairs."""

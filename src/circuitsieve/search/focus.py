@@ -92,4 +92,4 @@ class FocusPhase(SteeredPhase):
         self.shrinking.restore(part("left", state))
 
     def _size(self) -> Tensor:
-        return 1 / self.control.effort
+        return 1 / self.controller.effort(self.control)

@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.circuits.costs import soft_share
 from circuitsieve.circuits.masks import BoolMasks, Masks
-from circuitsieve.circuits.nodes import COMPOSITION, WRITE_OF_READ, Activations, NodeSpace, SiteMasks
+from circuitsieve.circuits.nodes import COMPOSITION, WRITE_OF_READ, Activations, NodeSpace, SiteMasks, counted
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.batching import batches
 from circuitsieve.data.tokenising import Pairs
@@ -133,12 +133,19 @@ class Problem:
         depth = torch.linspace(1, 0, self.space.layers, device=self.subject.device)[:, None]
         factors = 1 + self.config.depth_factor * depth
         prices = {
-            g: self.config.price(g) * (factors if g is not Granularity.EMBED else torch.ones_like(factors[:1]))
+            g: self._price(g) * (factors if g is not Granularity.EMBED else torch.ones_like(factors[:1]))
             for g in self.granularities
         }
         if self.config.charge == "open":
             prices |= {g: prices[g] * product.detach() for g, product in self.space.containers_open(masks).items()}
         return prices
+
+    def _price(self, granularity: Granularity) -> float:
+        """The coefficient of a granularity. Under a size of units, what it does not count by itself is free, unless a price was
+        given: closing a head for its own sake would cost behaviour and leave room for nothing."""
+        config = self.config
+        free = config.size is not None and config.size_by == "units" and granularity not in counted(self.granularities)
+        return config.penalty.get(granularity, 0.0) if free else config.price(granularity)
 
     def site_masks(self, masks: Masks) -> SiteMasks:
         """What masks of the searched granularities mean at the sites of a training pass."""

@@ -30,6 +30,10 @@ MARGIN = 1e-3
 """Of log_alpha: how near to the lowest start is as low."""
 RANKED_PRESSURE = 0.1
 """The pressure at which ranked gates start."""
+SIZE_RATE = 0.1
+"""The largest change of the log pressure per step under a size, which has no noise."""
+ANSWER = 6.0
+"""The power of the size over the one asked for by which the pressure is multiplied at once."""
 
 
 class PruningPhase(SteeredPhase):
@@ -52,6 +56,8 @@ class PruningPhase(SteeredPhase):
         )
         steps = config.steps - config.ranking_steps
         controller = BudgetController(problem.budget, steps)
+        if config.size is not None:
+            controller = replace(controller, rise=SIZE_RATE, fall=SIZE_RATE, answer=ANSWER)
         if ranked is not None:
             controller = replace(controller, start=RANKED_PRESSURE, slack=1.0, smallest_gap=expected_gap(problem))
             self.gates.start_at(problem.space.lifted(ranked, problem.granularities), RANKED_REACH)
@@ -138,5 +144,9 @@ class PruningPhase(SteeredPhase):
     def _pressure(self, step: int) -> Tensor:
         """The fixed pressure or the controller's, faded in over the warm-up."""
         fixed = self.config.pressure
-        pressure = self.control.effort if fixed is None else torch.tensor(fixed, device=self.problem.subject.device)
+        pressure = (
+            self.controller.effort(self.control)
+            if fixed is None
+            else torch.tensor(fixed, device=self.problem.subject.device)
+        )
         return pressure * min(1.0, (step + 1) / max(1, self.config.warmup))
