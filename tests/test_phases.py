@@ -23,7 +23,7 @@ from circuitsieve.search.pruning import NOISE_FALLS, RANKED_REACH, TIED, Pruning
 from circuitsieve.search.ranking import RankingPhase
 from circuitsieve.search.shrinking import EVERY
 from circuitsieve.search.training import Training
-from circuitsieve.vocabulary import OUT_DIMS, UNIT_GRANULARITIES, Granularity, Sampling
+from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, OUT_DIMS, UNIT_GRANULARITIES, Granularity, Sampling
 from models import random_examples, shared
 from planted import CONFIG, HEAD_DIM, HEADS, NEURONS, PAIRS
 
@@ -155,6 +155,25 @@ def test_what_gates_have_decided_keeps_the_order_of_the_ranking(planted: GPT2LMH
         assert torch.equal(before[tied].argsort(stable=True), units[tied].argsort(stable=True))
     assert len(units[in_doubt].unique()) == in_doubt.sum()  # so that a cut lies between any two
     assert units[closed].max() < 0 < units[in_doubt].min() <= units[in_doubt].max() < units[wide_open].min()
+
+
+def test_out_dims_of_gates_are_as_open_at_every_size(planted: GPT2LMHeadModel) -> None:
+    searched = tuple(map(str, (*DEFAULT_GRANULARITIES, *OUT_DIMS)))
+    problem = Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(granularities=searched))
+    phase = next_phase(first_phase(problem), lambda: problem)
+    assert isinstance(phase, PruningPhase)
+    own = {g: torch.linspace(-3, 5, problem.space.shape(g)[1]).repeat(2, 1) for g in OUT_DIMS}
+    with torch.no_grad():
+        for g, scores in own.items():
+            phase.averages.scores[g].copy_(scores)
+        phase.averages.scores[Granularity.MLP_BLOCK][0] = -5.0  # what contains them is closed, and may open again
+    ranking = phase.ranking()
+    sizes = [0.03, 0.3, 0.9]
+    cuts = [ranking.cut(ranking.threshold_at(size)) for size in sizes]
+    for size, cut in zip(sizes, cuts, strict=True):
+        kept = sum(int(cut[g].sum()) for g in UNIT_GRANULARITIES)
+        assert kept == math.floor(size * problem.space.units)
+        assert all(torch.equal(cut[g], own[g] > 0) for g in OUT_DIMS)
 
 
 def test_a_focus_leaves_out_what_is_far_below_the_border_until_the_border_falls(planted: GPT2LMHeadModel) -> None:
