@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from circuitsieve.errors import ConfigError, one_of, shown
 from circuitsieve.limits import check_each
 from circuitsieve.settings import typed
-from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, OUT_DIMS, Granularity, Method
+from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, OUT_DIMS, UNCOUNTED, Method
 
 _PRICES = {"mlp_neuron": 5.0, "head_dim": 2.0}
 """Prices that are not 0.5: `size` counts these units, and the mean over so many of them moves little per unit."""
@@ -214,7 +214,7 @@ class DiscoveryConfig:
     @property
     def _searches_units(self) -> bool:
         """Whether any node that is searched is a unit or contains one."""
-        return any(name not in (*map(str, OUT_DIMS), str(Granularity.EMBED)) for name in self.searched)
+        return any(name not in map(str, UNCOUNTED) for name in self.searched)
 
     @property
     def ranking_steps(self) -> int:

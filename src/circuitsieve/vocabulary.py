@@ -124,6 +124,9 @@ UNIT_GRANULARITIES = (Granularity.HEAD_DIM, Granularity.MLP_NEURON)
 OUT_DIMS = (Granularity.ATTN_OUT_DIM, Granularity.MLP_OUT_DIM)
 """What blocks write to the residual stream, dim by dim: no units, so that no size asks for fewer of them."""
 
+UNCOUNTED = (*OUT_DIMS, Granularity.EMBED)
+"""What is no unit and contains none, so that no size counts it."""
+
 DEFAULT_GRANULARITIES = (
     Granularity.ATTN_BLOCK,
     Granularity.MLP_BLOCK,

@@ -16,7 +16,7 @@ from circuitsieve.search.phase import Facts, SteeredPhase, expected_gap
 from circuitsieve.search.problem import Problem
 from circuitsieve.search.shrinking import Shrinking
 from circuitsieve.search.states import State, part, under
-from circuitsieve.vocabulary import UNIT_GRANULARITIES, Sampling
+from circuitsieve.vocabulary import UNCOUNTED, Granularity, Sampling
 
 NOISE_FALLS = (0.3, 0.7)
 """The shares of a phase between which the sampling noise falls."""
@@ -96,29 +96,32 @@ class PruningPhase(SteeredPhase):
 
     @override
     def ranking(self) -> Ranking:
-        """By log_alpha. After a ranking: by its moving average, as far as that is in doubt.
+        """By log_alpha. After a ranking: by its moving average, as far as that is in doubt. What no size counts is as open at
+        every size."""
+        own = scores = self.gates.ranking()
+        if self.ranked is not None:
+            own = {g: average.cpu() for g, average in self.averages.scores.items()}
+            scores = self._in_order(own, {g: leaf for g, leaf in self.ranked.items() if g not in UNCOUNTED})
+        beyond = 1 + max(float(score.abs().max()) for score in scores.values())
+        apart = {g: torch.where(own[g] > 0, own[g] + beyond, own[g] - beyond) for g in own.keys() & set(UNCOUNTED)}
+        return Ranking(self.problem.space, {**scores, **apart})
 
-        What it closes, and what it opens as far as a gate may start or further, has the order of the ranking: gates are
+    def _in_order(self, own: Scores, ranked: Scores) -> dict[Granularity, Tensor]:
+        """Scores of units from those of the gates and those of the ranking before.
+
+        What gates close, and what they open as far as a gate may start or further, has the order of the ranking: gates are
         pushed until they are decided, and how far beyond says little. So have the nodes that are in doubt because a head or
-        block that contains them is: otherwise all of it would go at once, and no cut would lie between. What is no unit is
-        as open at every size.
+        block that contains them is: otherwise all of it would go at once, and no cut would lie between.
         """
-        if self.ranked is None:
-            return Ranking(self.problem.space, self.gates.ranking())
-        own = {g: average.cpu() for g, average in self.averages.scores.items()}
         averages = self.problem.space.lowest(own)
-        units = {g: leaf for g, leaf in self.ranked.items() if g in UNIT_GRANULARITIES}
-        highest = max(float(leaf.max()) for leaf in units.values())
-        lowest = min(float(leaf.min()) for leaf in units.values())
-        scores, span = {}, max(highest - lowest, MARGIN)
-        for g, leaf in units.items():
+        highest = max(float(leaf.max()) for leaf in ranked.values())
+        lowest = min(float(leaf.min()) for leaf in ranked.values())
+        scores, span = dict[Granularity, Tensor](), max(highest - lowest, MARGIN)
+        for g, leaf in ranked.items():
             doubted = averages[g] + TIED * (leaf - lowest) / span
             opened = torch.where(averages[g] >= RANKED_REACH, RANKED_REACH + TIED + (leaf - lowest), doubted)
             scores[g] = torch.where(averages[g] > 0, opened, leaf - highest - 1)
-        beyond = 1 + max(float(score.abs().max()) for score in scores.values())
-        others = self.ranked.keys() - units.keys()
-        scores |= {g: torch.where(own[g] > 0, beyond, -beyond) for g in others}
-        return Ranking(self.problem.space, scores)
+        return scores
 
     @override
     def state(self) -> State:
