@@ -291,13 +291,17 @@ def test_nodes_are_ranked_at_sizes_around_the_one_asked_for(size):
     assert DiscoveryConfig().sizes_ranked == DiscoveryConfig(max_kl=size).sizes_ranked
 
 
-def test_out_dims_are_searched_by_nested_alone_unless_asked_for() -> None:
+def test_out_dims_are_searched_by_nested_and_by_gates_under_a_size_unless_told_otherwise() -> None:
     units = ("attn_block", "mlp_block", "head", "head_dim", "mlp_neuron")
     for method in ("hard_concrete", "integrated_gradients", "random"):
-        assert DiscoveryConfig(method=method).searched == units
-    assert DiscoveryConfig(method="nested").searched == (*units, "attn_out_dim", "mlp_out_dim")
-    assert DiscoveryConfig(method="nested", granularities=units).searched == units
-    assert DiscoveryConfig().replaced(method="nested").searched[-1] == "mlp_out_dim"
+        assert DiscoveryConfig(method).searched == units
+    for method in ("integrated_gradients", "random"):
+        assert DiscoveryConfig(method, size=0.1).searched == units
+    with_out_dims = (*units, "attn_out_dim", "mlp_out_dim")
+    assert DiscoveryConfig("nested").searched == DiscoveryConfig("nested", size=0.1).searched == with_out_dims
+    gates = DiscoveryConfig("hard_concrete", size=0.1)
+    assert gates.searched == with_out_dims
+    assert gates.replaced(granularities=units).searched == gates.replaced(max_kl=0.1).searched == units
 
 
 def test_a_new_method_has_no_old_settings_that_it_has_no_use_for() -> None:

@@ -61,7 +61,8 @@ class DiscoveryConfig:
 
     granularities: tuple[str, ...] | None = None
     """The kinds of node that get a gate: layer attn_block mlp_block head head_dim mlp_neuron attn_out_dim mlp_out_dim embed
-    (where not given: attn_block mlp_block head head_dim mlp_neuron; for nested attn_out_dim and mlp_out_dim, too)."""
+    (where not given: attn_block mlp_block head head_dim mlp_neuron; for nested, and for gates under a size,
+    attn_out_dim and mlp_out_dim, too)."""
 
     penalty: dict[str, float] = field(default_factory=dict)
     """Price of a granularity against the others, as NAME=PRICE (where not given: mlp_neuron 5, head_dim 2, the rest 0.5;
@@ -208,7 +209,8 @@ class DiscoveryConfig:
         """The granularities that are searched."""
         if self.granularities is not None:
             return self.granularities
-        others = OUT_DIMS if self.method == Method.NESTED else ()
+        gates_of_a_size = self.method == Method.HARD_CONCRETE and self.size is not None
+        others = OUT_DIMS if self.method == Method.NESTED or gates_of_a_size else ()
         return tuple(map(str, (*DEFAULT_GRANULARITIES, *others)))
 
     @property
