@@ -91,8 +91,8 @@ PAGE = """# Quality: every method at equal size
 Medians over seeds (the lowest and the highest in brackets); each seed draws other words, other pairs and another search. All
 figures but those on training pairs are of test pairs, which are in no other split. Of `ioi` their names are in none either; of
 `ioi:split_names=false` all splits share them, as published IOI data do. Size is the kept share of the read-site units; all
-methods rank the same units, with the same baselines, through the same masks, and are cut at exactly the same sizes (`nested` also
-closes out dims where that helps, which no size counts). Scores that are not learned look at 384 of the training
+methods rank the same units, with the same baselines, through the same masks, and are cut at exactly the same sizes (those that
+learn also close out dims where that helps, which no size counts). Scores that are not learned look at 384 of the training
 pairs, integrated gradients at 4 points each. The last column compares the seeds that both have. Seconds are those
 of the search (a method that does not learn is run once for all sizes).
 
