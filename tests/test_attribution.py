@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from circuitsieve.circuits.nodes import finest
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.tokenising import Pairs
 from circuitsieve.models.instrument import answer_logits
 from circuitsieve.search.attribution import attribution, points
-from circuitsieve.search.effects import finest
 from circuitsieve.search.problem import Problem
 from circuitsieve.vocabulary import DEFAULT_GRANULARITIES, Granularity, Site, SiteKind
 from models import each_family, random_examples, shared

@@ -63,9 +63,9 @@ def chains(searched: Iterable[Granularity]) -> dict[Granularity, list[Granularit
     return {leaf: chain for leaf, chain in found.items() if leaf in searched or (chain and leaf in UNIT_GRANULARITIES)}
 
 
-def counted(searched: Iterable[Granularity]) -> set[Granularity]:
-    """The granularities of a search that decide about units by themselves: the finest ones on the way to them."""
-    return {chain[-1] for leaf, chain in chains(searched).items() if leaf in UNIT_GRANULARITIES}
+def finest(granularities: Iterable[Granularity]) -> dict[Granularity, Granularity]:
+    """For each granularity whose nodes have no children: the searched one that decides about them, if any."""
+    return {leaf: chain[-1] for leaf, chain in chains(granularities).items()}
 
 
 WRITE_OF_READ = {SiteKind.ATTN_READ: SiteKind.ATTN_WRITE, SiteKind.MLP_READ: SiteKind.MLP_WRITE}

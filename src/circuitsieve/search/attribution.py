@@ -18,12 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuitsieve.circuits.circuit import Ranking
-from circuitsieve.circuits.nodes import COMPOSITION, Activations
+from circuitsieve.circuits.nodes import COMPOSITION, Activations, finest
 from circuitsieve.data.batching import PairBatch
 from circuitsieve.models.instrument import answer_logits, record
 from circuitsieve.models.subject import quick_attention
 from circuitsieve.objective import kl, log_probs, logit_difference
-from circuitsieve.search.effects import finest
 from circuitsieve.search.itinerary import looked_at
 from circuitsieve.search.problem import Problem
 from circuitsieve.vocabulary import Ablation, Granularity, Method

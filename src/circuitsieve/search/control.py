@@ -77,7 +77,7 @@ class ControlState(NamedTuple):
     weight: float
     """How much of a full average they hold."""
     log_effort: Scalar
-    """Of what the loads so far have come to."""
+    """Of the effort, without its answer to the load."""
     log_gap: Scalar
     """Log of the load on validation pairs over the load in training, as last seen."""
 

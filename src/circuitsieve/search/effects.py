@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuitsieve.circuits.masks import Masks
-from circuitsieve.circuits.nodes import NodeSpace, chains
+from circuitsieve.circuits.nodes import NodeSpace, finest
 from circuitsieve.data.batching import PairBatch
 from circuitsieve.errors import Diverged
 from circuitsieve.models.subject import quick_attention
@@ -26,11 +26,6 @@ SMALLEST = 1e-4
 """Of the mean effect: what a node without any is given, so that its logarithm stays finite."""
 
 Effects = dict[Granularity, Float[Tensor, "#layers _"]]
-
-
-def finest(granularities: Iterable[Granularity]) -> dict[Granularity, Granularity]:
-    """For each granularity whose nodes have no children: the searched one that decides about them, if any."""
-    return {leaf: chain[-1] for leaf, chain in chains(granularities).items()}
 
 
 def effects(

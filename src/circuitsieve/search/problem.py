@@ -12,7 +12,7 @@ from torch import Tensor
 from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.circuits.costs import soft_share
 from circuitsieve.circuits.masks import BoolMasks, Masks
-from circuitsieve.circuits.nodes import COMPOSITION, WRITE_OF_READ, Activations, NodeSpace, SiteMasks, counted
+from circuitsieve.circuits.nodes import COMPOSITION, WRITE_OF_READ, Activations, NodeSpace, SiteMasks, finest
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.batching import batches
 from circuitsieve.data.tokenising import Pairs
@@ -29,7 +29,7 @@ from circuitsieve.search.itinerary import revisited
 from circuitsieve.search.references import References
 from circuitsieve.search.screening import check_fit
 from circuitsieve.settings import bytes_of
-from circuitsieve.vocabulary import Ablation, Granularity, SiteKind
+from circuitsieve.vocabulary import UNIT_GRANULARITIES, Ablation, Granularity, SiteKind
 
 SMALLEST_EFFECT = 1e-3
 """Of the metric: a full model nearer than this to the empty circuit leaves no faithfulness to ask for."""
@@ -144,7 +144,8 @@ class Problem:
         """The coefficient of a granularity. Under a size of units, what it does not count by itself is free, unless a price was
         given: closing a head for its own sake would cost behaviour and leave room for nothing."""
         config = self.config
-        free = config.size is not None and config.size_by == "units" and granularity not in counted(self.granularities)
+        counted = {g for leaf, g in finest(self.granularities).items() if leaf in UNIT_GRANULARITIES}
+        free = config.size is not None and config.size_by == "units" and granularity not in counted
         return config.penalty.get(granularity, 0.0) if free else config.price(granularity)
 
     def site_masks(self, masks: Masks) -> SiteMasks:
