@@ -5,6 +5,7 @@ This room knows tensors and granularities, not models: which node contains which
 
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -24,6 +25,11 @@ def equal(a: BoolMasks, b: BoolMasks) -> bool:
 def cut(scores: Scores, threshold: float) -> dict[Granularity, Bool[Tensor, "#layers _"]]:
     """Keep the nodes that score above the threshold."""
     return {g: score > threshold for g, score in scores.items()}
+
+
+def apart(scores: Scores, by: float) -> dict[Granularity, Float[Tensor, "#layers _"]]:
+    """Scores moved further from 0 by so much, each to its own side: out of reach of any cut that is nearer."""
+    return {g: torch.where(score > 0, score + by, score - by) for g, score in scores.items()}
 
 
 def counts(masks: BoolMasks) -> dict[Granularity, tuple[int, int]]:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuitsieve.circuits.masks import Masks, Scores
+from circuitsieve.circuits.masks import Masks, Scores, apart
 from circuitsieve.search.states import State, part, under
 from circuitsieve.vocabulary import UNIT_GRANULARITIES, Granularity
 
@@ -137,8 +137,7 @@ class Nested(nn.Module):
 
         count = max(0, bisect_right(range(len(thresholds)), float(size) * (1 + ROUNDING), key=kept) - 1)
         beyond = float(bounded[0] - bounded[-1])
-        apart = {g: torch.where(s > 0, s + beyond, s - beyond) for g, s in others.items()}
-        return {g: s - thresholds[count] for g, s in units.items()} | apart
+        return {g: s - thresholds[count] for g, s in units.items()} | apart(others, beyond)
 
     def _bisected(self, units: Scores, others: Masks, size: Size, temperature: float) -> Float[Tensor, ""]:
         """Where soft masks of the units, beside those of the other nodes, keep the size."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from circuitsieve.circuits.circuit import Ranking
-from circuitsieve.circuits.masks import Masks, Scores
+from circuitsieve.circuits.masks import Masks, Scores, apart
 from circuitsieve.models.lean import Lean
 from circuitsieve.search.averages import Averages
 from circuitsieve.search.control import BudgetController, Signals
@@ -103,8 +103,8 @@ class PruningPhase(SteeredPhase):
             own = {g: average.cpu() for g, average in self.averages.scores.items()}
             scores = self._in_order(own, {g: leaf for g, leaf in self.ranked.items() if g not in UNCOUNTED})
         beyond = 1 + max(float(score.abs().max()) for score in scores.values())
-        apart = {g: torch.where(own[g] > 0, own[g] + beyond, own[g] - beyond) for g in own.keys() & set(UNCOUNTED)}
-        return Ranking(self.problem.space, {**scores, **apart})
+        others = {g: score for g, score in own.items() if g in UNCOUNTED}
+        return Ranking(self.problem.space, {**scores, **apart(others, beyond)})
 
     def _in_order(self, own: Scores, ranked: Scores) -> dict[Granularity, Tensor]:
         """Scores of units from those of the gates and those of the ranking before.
