@@ -23,7 +23,7 @@ from surroundings import surroundings, write_results
 
 from circuitsieve.cli.progress import RichReporter
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data.loaders import TaskOptions
+from circuitsieve.data.pairs import TaskRequest
 from circuitsieve.data.tokenising import Pairs
 from circuitsieve.models.loading import LoadedModel, load_model
 from circuitsieve.vocabulary import Method
@@ -122,7 +122,7 @@ def page(files: Iterable[Path], command: str) -> str:
             rows.setdefault((result["model"], row["task"]), []).append(row)
     refuse_repeated((*where, row["method"], row["budget"]) for where, found in rows.items() for row in found)
     tables = [f"## {model}, {task}\n\n{table(together)}" for (model, task), together in rows.items()]
-    drop, pairs = DiscoveryConfig().max_accuracy_drop, TaskOptions().validation
+    drop, pairs = DiscoveryConfig().max_accuracy_drop, TaskRequest.validation
     lost = int(drop * pairs)
     return PAGE.format(
         drop=drop,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from circuitsieve.data.loaders import TaskOptions
+from circuitsieve.data.pairs import TaskRequest
 from circuitsieve.evaluation.harness import EvaluationConfig
 from circuitsieve.search.footprint import Footprint
 from circuitsieve.search.training import KEPT_EVERY
@@ -101,7 +101,7 @@ class Shape:
 
     def batches(self, *splits: str) -> float:
         """Of the pairs that a task is asked for."""
-        return sum(getattr(TaskOptions(), split) for split in splits) / self.batch
+        return sum(getattr(TaskRequest, split) for split in splits) / self.batch
 
     @property
     def card_keeps(self) -> bool:

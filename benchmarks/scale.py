@@ -32,7 +32,7 @@ import torch
 from scipy.optimize import nnls
 
 from circuitsieve import DiscoveryConfig
-from circuitsieve.data.loaders import TaskOptions
+from circuitsieve.data.pairs import TaskRequest
 from circuitsieve.models.architectures import supported_model_types
 from circuitsieve.models.subject import Subject, frozen
 from circuitsieve.workflow import plan
@@ -178,7 +178,7 @@ def passes() -> dict[str, float]:
 
     The plan of a search whose passes all take a second; of a step, it takes off the corrupted run.
     """
-    asked, config = TaskOptions(), DiscoveryConfig("hard_concrete")
+    asked, config = TaskRequest, DiscoveryConfig("hard_concrete")
     model = random_model(config_of("llama", TINY))
     found = token_pairs(TINY.vocabulary, LENGTHS[0], asked.train, asked.test)
     found = type(found)(found.train, found.validation[: asked.validation], found.test)

@@ -114,6 +114,10 @@ def test_new_budget_takes_the_place_of_the_old_one():
         ),
         ({"method": "attribution", "lr": 0.3}, "method attribution: found lr 0.3, which it has no use for"),
         (
+            {"method": "random", "steps": 100},
+            "method random: found steps 100, which it has no use for, expected method hard_concrete or nested with it",
+        ),
+        (
             {"method": "attribution", "integration_points": 8},
             "found integration_points 8, which it has no use for, expected method integrated_gradients with it",
         ),
@@ -313,7 +317,8 @@ def test_a_new_method_has_no_old_settings_that_it_has_no_use_for() -> None:
 
 def test_a_method_without_gates_drops_their_settings() -> None:
     gates = DiscoveryConfig("hard_concrete", penalty={"head": 2.0}, warmup=5, steps=100)
-    assert gates.replaced(method="random") == DiscoveryConfig("random", steps=100)
+    assert gates.replaced(method="nested") == DiscoveryConfig("nested", steps=100)
+    assert gates.replaced(method="random") == DiscoveryConfig("random")
     assert gates.replaced(size=0.1).penalty == {"head": 2.0}
     assert gates.replaced(method="hard_concrete") == gates
     with pytest.raises(ConfigError, match="found warmup 6"):

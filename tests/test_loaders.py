@@ -416,6 +416,24 @@ def test_options_are_for_built_in_tasks():
         assert str(caught.value) == sentence
 
 
+def test_files_have_all_their_pairs_or_as_many_as_are_asked_for(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(vars(pair)) + "\n" for pair in name_pairs(60)))
+    everything, some, more = (
+        load_task(str(path), word_tokenizer(), request)
+        for request in (TaskOptions(), TaskOptions(train=5, test=3), TaskOptions(train=10, test=10**6))
+    )
+    assert [len(some.train), len(some.test), len(more.train)] == [5, 3, 10]
+    prompts = {name: {e.pair.clean for e in everything.split(name)} for name in SPLITS}
+    chosen = {e.pair.clean for e in some.train}
+    assert chosen < {e.pair.clean for e in more.train} < prompts["train"]
+    assert chosen != {e.pair.clean for e in everything.train[:5]}  # a sorted file gives no one-sided sample
+    assert {e.pair.clean for e in some.validation} == prompts["validation"]
+    assert {e.pair.clean for e in more.test} == prompts["test"]
+    with pytest.raises(DataError, match=r"^test: found 0 pairs asked for, expected at least 1$"):
+        load_task(str(path), word_tokenizer(), TaskOptions(test=0))
+
+
 @pytest.mark.parametrize(("train", "sentence"), [(-1, "found -1 pairs asked for"), (0, "among 0 in the train split")])
 def test_numbers_of_pairs_are_checked(train, sentence):
     with pytest.raises(DataError, match=sentence):

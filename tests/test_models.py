@@ -113,6 +113,13 @@ def test_a_hub_model_in_the_cache_needs_no_hub(folder: Path, tmp_path: Path, mon
     assert load_model("owner/model").model.config.model_type == "gpt2"
 
 
+def test_only_a_hub_model_has_revisions(folder: Path):
+    for name in (str(folder), "demo"):
+        assert complaint(name, revision="v2") == (
+            f"model {name}: found the revision 'v2', which only a hub id has; leave it out"
+        )
+
+
 def test_folder_without_a_checkpoint(tmp_path):
     assert complaint(tmp_path) == (
         f"model: found no config.json in the folder '{tmp_path}', expected a transformers checkpoint"

@@ -37,7 +37,7 @@ from circuitsieve.runs.folder import RunFolder
 from circuitsieve.runs.provenance import describe_model, fingerprint
 from circuitsieve.search.discovery import Discovery
 from circuitsieve.search.discovery import discover as search
-from circuitsieve.vocabulary import Ablation, Granularity
+from circuitsieve.vocabulary import Ablation, Granularity, Method
 from circuitsieve.workflow.judging import load_run_model
 from circuitsieve.workflow.plan import predict
 from models import each_family, fresh, random_examples, random_ids, random_masks, randomise, shared
@@ -138,8 +138,9 @@ def test_a_step_holds_the_weights_of_one_layer() -> None:
     assert peaks[1] <= 1
 
 
-def settings(**more: object) -> DiscoveryConfig:
-    return DiscoveryConfig().replaced(steps=6, ranking_looks=1, batch_size=2, **more)
+def settings(method: str = "nested", **more: object) -> DiscoveryConfig:
+    short = {"steps": 6, "ranking_looks": 1} if Method(method).learns else {}
+    return DiscoveryConfig(method, batch_size=2, **short, **more)
 
 
 @pytest.mark.parametrize(

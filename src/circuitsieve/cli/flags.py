@@ -5,7 +5,7 @@ configuration stays free of the command line; here alone the two meet.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass, replace
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -77,14 +77,12 @@ class ReadingFlags:
     task_option: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
     """Options of a task, as NAME=VALUE."""
 
-    def options(self, **counts: int) -> "TaskOptions":
-        """What a task is asked for, with the number of pairs by split and the seed."""
+    def options(self) -> "TaskOptions":
+        """What a task is asked for, but for the number of pairs by split and the seed."""
         from circuitsieve.data.loaders import TaskOptions
 
         columns = table_of(self.column, "--column") or None
-        return TaskOptions(
-            options=table_of(self.task_option, "--task-option"), columns=columns, chat=self.chat, **counts
-        )
+        return TaskOptions(options=table_of(self.task_option, "--task-option"), columns=columns, chat=self.chat)
 
 
 @Parameter(name="*")
@@ -92,12 +90,12 @@ class ReadingFlags:
 class CountFlags:
     """How many pairs there are."""
 
-    train_pairs: Whole = 3072
-    """How many training pairs a built-in task makes at most."""
-    validation_pairs: Whole = 128
-    """How many validation pairs; they choose the circuit."""
-    test_pairs: Whole = 192
-    """How many test pairs; they only judge it."""
+    train_pairs: Whole | None = None
+    """How many training pairs there are at most [default: 3072 of a task, all of a file]."""
+    validation_pairs: Whole | None = None
+    """How many validation pairs; they choose the circuit [default: 128 of a task, all of a file]."""
+    test_pairs: Whole | None = None
+    """How many test pairs; they only judge it [default: 192 of a task, all of a file]."""
 
 
 BUDGET = Group("Budget: what is asked for, one of them", sort_key=1)
@@ -230,14 +228,18 @@ class JobFlags:
         if overwrite and resume:
             raise ConfigError("--overwrite and --resume: found both, expected one: a run is replaced or gone on with")
         for name, count in vars(self.counts).items():
-            if count < 1:
+            if count is not None and count < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}: found {count}, expected at least 1")
         config = config or config_of(self.settings, self.config)
         from circuitsieve.workflow.finding import Job
 
         counts, loading = self.counts, self.loading
-        data = self.reading.options(
-            train=counts.train_pairs, validation=counts.validation_pairs, test=counts.test_pairs, seed=config.seed
+        data = replace(
+            self.reading.options(),
+            train=counts.train_pairs,
+            validation=counts.validation_pairs,
+            test=counts.test_pairs,
+            seed=config.seed,
         )
         return Job(
             model,

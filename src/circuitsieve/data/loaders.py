@@ -7,7 +7,7 @@ none of the others.
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -27,12 +27,13 @@ TRAIN, HELD_OUT = 0.6, 0.2
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What a task is asked for (files have as many pairs as they have)."""
+    """What a task is asked for."""
 
-    train: int = 3072
-    """Training pairs at most; a task may have fewer."""
-    validation: int = 128
-    test: int = 192
+    train: int | None = None
+    """Training pairs at most; a task or file may have fewer. Where not given: as `TaskRequest` has it of a task, all of a
+    file."""
+    validation: int | None = None
+    test: int | None = None
     seed: int = 0
     options: Mapping[str, str] = field(default_factory=dict)
     """Of a task, by name."""
@@ -40,6 +41,11 @@ class TaskOptions:
     """Of a file or data set: column of a pair -> what the file calls it."""
     chat: str | None = None
     """An instruction, to ask in chat form (`chat.in_chat_form`)."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The numbers of pairs that are given, by split."""
+        return {split: count for split in SPLITS if (count := getattr(self, split)) is not None}
 
 
 Source = str | tasks.Task | Callable[[], Iterable[Pair]]
@@ -72,7 +78,7 @@ def _texts(source: Source, tokenizer: PreTrainedTokenizerBase, request: TaskOpti
     if isinstance(source, tasks.Task):
         return _built(source, tokenizer, request)
     if not isinstance(source, str):
-        return split_by_hash(tuple(source()))
+        return _some(split_by_hash(tuple(source())), request.counts)
     if source in tasks.names():
         if request.columns:
             raise DataError(
@@ -81,7 +87,7 @@ def _texts(source: Source, tokenizer: PreTrainedTokenizerBase, request: TaskOpti
         return _built(tasks.get(source), tokenizer, request)
     if request.options:
         raise DataError(f"task {source}: found options ({', '.join(request.options)}), which only tasks take")
-    return _read(source, request.columns)
+    return _some(_read(source, request.columns), request.counts)
 
 
 def _read(name: str, columns: sources.Columns | None) -> TextSplits:
@@ -134,13 +140,21 @@ def _built(task: tasks.Task, tokenizer: PreTrainedTokenizerBase, request: TaskOp
     return task.build(
         TaskRequest(
             pieces=pieces,
-            train=request.train,
-            validation=request.validation,
-            test=request.test,
             seed=request.seed,
             options=dict(request.options),
+            **request.counts,
         )
     )
+
+
+def _some(splits: TextSplits, counts: Mapping[str, int]) -> TextSplits:
+    """So many pairs of each split at most, drawn by the hash: a sorted file gives no one-sided sample, and more pairs that are
+    asked for come beside the ones that were there."""
+    for split, count in counts.items():
+        if count < 1:
+            raise DataError(f"{split}: found {count} pairs asked for, expected at least 1")
+    drawn = {split: sorted(getattr(splits, split), key=_place)[:count] for split, count in counts.items()}
+    return replace(splits, **{split: tuple(pairs) for split, pairs in drawn.items()})
 
 
 def split_by_hash(pairs: tuple[Pair, ...]) -> TextSplits:

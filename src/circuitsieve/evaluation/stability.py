@@ -40,9 +40,10 @@ def stability(harness: Harness, pairs: Pairs, config: DiscoveryConfig | None) ->
     if config is None or not reruns(pairs, config):
         return Summary({"reruns": None}, {}, {"reruns": "repeating the search needs its settings and its pairs"})
     seeds = [config.seed + 1 + i for i in range(RERUNS)]
-    steps = min(config.steps, STEPS)
-    searches = [(pairs, config.replaced(seed=seed, steps=steps)) for seed in seeds]
-    resampled = [(_resample(pairs, seed), config.replaced(steps=steps)) for seed in seeds]
+    steps = min(config.steps, STEPS) if Method(config.method).learns else None
+    short = config if steps is None else config.replaced(steps=steps)
+    searches = [(pairs, short.replaced(seed=seed)) for seed in seeds]
+    resampled = [(_resample(pairs, seed), short) for seed in seeds]
     found = []
     for some, again in (*searches, *resampled):
         harness.tick("reruns")
@@ -52,7 +53,7 @@ def stability(harness: Harness, pairs: Pairs, config: DiscoveryConfig | None) ->
     summary = harness.all.summary(harness.run(agreed, harness.all, "consensus"))
     values = {
         "reruns": len(found),
-        "steps": steps if Method(config.method).learns else None,
+        "steps": steps,
         "seeds": _compared(by_seed),
         "resamples": _compared(by_pairs),
         "with_the_circuit": _mean([jaccards(harness.circuit.masks, other.masks) for other in by_seed]),

@@ -70,7 +70,7 @@ def load_model(
         dtype: float32, bfloat16 or float16.
         device: where the model goes, as torch spells it; `auto` spreads its layers over all accelerators, then the main
             memory, then the disk (accelerate's device_map="auto").
-        revision: of a hub id.
+        revision: of a hub id; nothing else has revisions.
         device_map: by the path of a module: where it goes (an accelerator's number, `cpu` or `disk`), as transformers takes
             it; instead of a device. Weights that lie on the disk are read from the checkpoint itself.
         max_memory: with the device `auto`: how much of the weights may go to each device (`{0: "20GB", "cpu": "64GB"}`); none
@@ -86,6 +86,8 @@ def load_model(
     limits = _limits(max_memory, device if device_map is None else "a device_map")
     place = _place(device) if device_map is None and device != AUTO else None
     source = _source(name)
+    if revision is not None and os.path.isdir(source):  # noqa: PTH112
+        raise ModelError(f"model {name}: found the revision {revision!r}, which only a hub id has; leave it out")
     config = _checked_config(name, source, revision)
     missing: list[str] = []
     try:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from circuitsieve.config import DiscoveryConfig
-from circuitsieve.data.loaders import TaskOptions
 from circuitsieve.data.pairs import SPLITS
 
 
@@ -18,22 +17,19 @@ def command(config: Mapping[str, Any]) -> str:
     data, model = config["data"], config["model"]
     if not isinstance(data.get("task"), str) or not isinstance(model.get("name"), str):
         return "this run was made in Python"
-    usual, counts = DiscoveryConfig().to_dict(), TaskOptions()
+    usual = DiscoveryConfig().to_dict()
     given = {name: value for name, value in config["discovery"].items() if not _same(value, usual[name])}
-    given |= {
-        name: value
-        for name, value, default in (
-            ("dtype", model["dtype"], "float32"),
-            ("device", model["device"], "cpu"),
-            ("revision", model["revision"], None),
-            ("max_memory", model.get("max_memory", {}), {}),
-            ("chat", data["chat"], None),
-            ("task_option", data["options"], {}),
-            ("column", data["columns"] or {}, {}),
-            *((f"{split}_pairs", data["asked"][split], getattr(counts, split)) for split in SPLITS),
-        )
-        if value != default
+    others = {
+        "dtype": None if model["dtype"] == "float32" else model["dtype"],
+        "device": None if model["device"] == "cpu" else model["device"],
+        "revision": model["revision"],
+        "max_memory": model.get("max_memory"),
+        "chat": data["chat"],
+        "task_option": data["options"],
+        "column": data["columns"],
+        **{f"{split}_pairs": data["asked"][split] for split in SPLITS},
     }
+    given |= {name: value for name, value in others.items() if value not in (None, {})}
     words = ["circuitsieve", "discover", "--model", model["name"], "--task", data["task"], "--out", "NEW_FOLDER"]
     for name, value in given.items():
         flag, own = "--" + name.replace("_", "-"), _words(value)

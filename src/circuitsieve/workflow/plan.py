@@ -153,7 +153,8 @@ class _Times:
 
 def _unseen(problem: Problem) -> Training:
     """A training in its first phase, which starts anywhere."""
-    unseen = replace(problem, config=problem.config.replaced(ranking_looks=0))
+    config = problem.config
+    unseen = replace(problem, config=config.replaced(ranking_looks=0) if config.ranking_steps else config)
     training = Training(unseen)
     training.begin(first_phase(unseen))
     return training
