@@ -1,7 +1,7 @@
 """Is what was asked for met, and how closely: every budget, method and task, with the same defaults.
 
     python benchmarks/budgets.py measure --model demo --out benchmarks/results/budgets/demo.json
-    python benchmarks/budgets.py page benchmarks/results/budgets/*.json --out docs/budgets.md
+    python benchmarks/budgets.py page benchmarks/results/budgets --out docs/budgets.md
 
 `measure` writes JSON with the machine, the versions and the command. What was found before by the same command and commit is not
 searched again; checkpoints of what was stopped lie under --runs. `page` makes the tables.

@@ -1,7 +1,7 @@
 """Head-level circuits against circuits of every granularity: which is more faithful, and how much of kept heads and MLPs can go.
 
     python benchmarks/granularity.py measure --model demo --max-kl 0.1 --out benchmarks/results/granularity/demo.json
-    python benchmarks/granularity.py page benchmarks/results/granularity/*.json --out docs/granularity.md
+    python benchmarks/granularity.py page benchmarks/results/granularity --out docs/granularity.md
 
 For each task and seed four searches: `coarse` keeps or ablates whole heads and MLPs (as head-level circuits do) within the KL;
 `coarse_equal` and `fine_equal` search for the lowest KL at that circuit's number of parameters, among whole heads and MLPs and

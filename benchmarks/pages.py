@@ -29,9 +29,14 @@ def command_line(about: str | None, name: str) -> tuple[argparse.ArgumentParser,
     measure.add_argument("--runs", type=Path, default=Path("runs") / name)
     measure.add_argument("--out", type=Path, required=True)
     page = commands.add_parser("page", help="write the tables")
-    page.add_argument("results", nargs="+", type=Path)
+    page.add_argument("results", type=results_in, metavar="FOLDER", help="where the results lie, and nothing else")
     page.add_argument("--out", type=Path, required=True)
     return parser, measure, page
+
+
+def results_in(folder: str) -> list[Path]:
+    """The files of results in a folder, in the order of their names."""
+    return sorted(Path(folder).glob("*.json"))
 
 
 def read_results(files: Iterable[Path]) -> list[dict[str, Any]]:

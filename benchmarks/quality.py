@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py measure --model smollm2 --tasks ioi ioi:split_names=false greater_than gender_pronoun \\
         --out benchmarks/results/quality/smollm2.json
-    python benchmarks/quality.py page benchmarks/results/quality/*.json --out docs/quality.md
+    python benchmarks/quality.py page benchmarks/results/quality --out docs/quality.md
 
 `measure` makes a sweep for each task (`circuitsieve sweep` makes the same ones) under --runs, where it goes on if it was stopped,
 and writes JSON with the machine, the versions and the command. The seed draws the pairs and all that is random in the search. A
