@@ -20,10 +20,8 @@ RANKED_AROUND = (0.6, 7.5)
 """The same over the size that is asked for: much smaller masks would decide the order at the expense of its own."""
 BUDGETS = ("max_kl", "min_faithfulness", "size", "pressure")
 _OF_GATES = ("penalty", "charge", "depth_factor", "sampling", "final_noise", "warmup", "clip", "init")
-_OF_LEARNING = (
-    *("steps", "early_stopping", "shrinking", "lr", "lr_schedule", "lr_end", "hinge"),
-    *("ranking_share", "ranking_sizes", "ranking_looks", "ranking_lr"),
-)
+_OF_RANKING = ("ranking_share", "ranking_sizes", "ranking_looks", "ranking_lr")
+_OF_LEARNING = ("steps", "early_stopping", "shrinking", "lr", "lr_schedule", "lr_end", "hinge", *_OF_RANKING)
 _SIGNED = (Method.ATTRIBUTION, Method.INTEGRATED_GRADIENTS, Method.ACTIVATION_GRADIENT)
 _USERS: dict[str, tuple[Method, ...]] = {
     **dict.fromkeys(_OF_GATES, (Method.HARD_CONCRETE,)),
