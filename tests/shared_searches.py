@@ -9,9 +9,10 @@ from torch import distributed as dist
 
 from circuitsieve import DiscoveryConfig, discover
 from circuitsieve.search.discovery import Discovery
+from circuitsieve.vocabulary import Method
 from tiny import tiny_loaded, tiny_pairs
 
-COMMON = {"steps": 24, "batch_size": 5, "ranking_looks": 2}
+SHORT = {"steps": 24, "ranking_looks": 2}
 SEARCHES: dict[str, dict[str, object]] = {
     "nested": {"method": "nested", "max_kl": 0.2},
     "hinge": {"method": "hard_concrete", "pressure": 0.5, "hinge": 4.0, "clip": 1.0},
@@ -26,7 +27,8 @@ SEARCHES: dict[str, dict[str, object]] = {
 
 def search(name: str, *, distributed: bool) -> Discovery:
     """One of them."""
-    config = DiscoveryConfig(**(COMMON | SEARCHES[name]))  # type: ignore[arg-type]
+    own = {"batch_size": 5} | SEARCHES[name]
+    config = DiscoveryConfig(**(own | SHORT if Method(own["method"]).learns else own))  # type: ignore[arg-type]
     return discover(tiny_loaded().model, tiny_pairs(13, 9, 6), config, distributed=distributed)
 
 
