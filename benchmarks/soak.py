@@ -33,6 +33,7 @@ from torch import nn
 from circuitsieve import DiscoveryConfig, EvaluationConfig, TaskOptions, discover, evaluate, load_model, load_task
 from circuitsieve.data.tokenising import Pairs
 from circuitsieve.runs.folder import RunFolder
+from circuitsieve.vocabulary import Method
 from families import TINY, config_of, random_model, token_pairs
 from leftovers import Left, count, grown, steady, trend
 
@@ -103,11 +104,12 @@ def cycle(steps: int) -> list[Job]:
     """Every way with every store, on one model after the other; some end badly."""
     models = itertools.cycle(("demo", *FAMILIES))
     endings = itertools.cycle((None, None, None, None, KeyboardInterrupt, None, Broken))
-    return [
-        Job(next(models), {**way, **store, "steps": steps, "batch_size": 8, "max_accuracy_drop": 1.0}, next(endings))
-        for store in STORES
-        for way in WAYS
-    ]
+    jobs = []
+    for store, way in itertools.product(STORES, WAYS):
+        length = {"steps": steps} if Method(way["method"]).learns else {}
+        settings = {**way, **store, **length, "batch_size": 8, "max_accuracy_drop": 1.0}
+        jobs.append(Job(next(models), settings, next(endings)))
+    return jobs
 
 
 @contextmanager

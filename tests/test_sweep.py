@@ -17,7 +17,8 @@ from circuitsieve.runs.folder import RunFolder
 from circuitsieve.workflow import sweep
 from circuitsieve.workflow.points import Point, knee, medians, write_tables
 
-FEW = "--steps 5 --batch-size 8 --train-pairs 24 --validation-pairs 16 --test-pairs 12"
+SMALL = "--batch-size 8 --train-pairs 24 --validation-pairs 16 --test-pairs 12"
+FEW = f"--steps 5 {SMALL}"
 WORDS = f"sweep --model demo --task ioi --methods nested attribution --sizes 0.2 0.4 --seeds 0 1 {FEW}"
 ONE = f"sweep --model demo --task ioi --methods nested --sizes 0.4 --seeds 0 {FEW}"
 
@@ -129,7 +130,7 @@ def test_each_run_is_asked_for_once_with_what_its_method_has_use_for(
 def test_what_was_measured_before_stays_in_the_tables_of_a_sweep_that_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = f"sweep --model demo --task ioi --sizes 0.4 --seeds 0 {FEW} --methods"
+    words = f"sweep --model demo --task ioi --sizes 0.4 --seeds 0 {SMALL} --methods"
     assert run(tmp_path / "sweep", words=f"{words} random") == 0
     made: list[str] = []
     search = sweep.search
