@@ -18,7 +18,7 @@ from circuitsieve.circuits.nodes import NodeSpace
 from circuitsieve.cli import app
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.loaders import split_by_hash
-from circuitsieve.data.pairs import SPLITS, Pair
+from circuitsieve.data.pairs import SPLITS, Pair, TaskRequest
 from circuitsieve.data.sources import read_pairs
 from circuitsieve.runs.folder import RunFolder
 from circuitsieve.search.gates import HardConcrete
@@ -295,6 +295,9 @@ def test_help(called, command):
     if command == "discover":
         flags = {"--" + item.name.replace("_", "-") for item in fields(DiscoveryConfig)}
         assert {flag for flag in flags if flag not in output.out} == set()
+        words = " ".join(output.out.replace("│", " ").split())
+        for split in SPLITS:
+            assert f"[default: {getattr(TaskRequest, split)} of a task, all of a file]" in words
 
 
 def test_tasks_are_listed(called):
