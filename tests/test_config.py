@@ -76,6 +76,14 @@ def test_new_budget_takes_the_place_of_the_old_one():
             "method nested: found no granularity with units to rank, expected one",
         ),
         (
+            {"method": "attribution", "granularities": ["embed", "attn_out_dim"]},
+            "method attribution: found no granularity with units to rank, expected one of layer, attn_block",
+        ),
+        (
+            {"method": "hard_concrete", "ranking_share": 0.0, "shrinking": "on"},
+            "shrinking: found on with gates that start without a ranking, which leave out nothing, expected a ranking_share",
+        ),
+        (
             {"method": "hard_concrete", "size": 0.1, "granularities": ["mlp_out_dim"]},
             "size: found no granularity whose nodes count in it, expected one of",
         ),
@@ -289,10 +297,10 @@ def test_every_preset_loads():
 
 @pytest.mark.parametrize("size", [1e-4, 0.02, 0.3, 0.7, 0.99])
 def test_nodes_are_ranked_at_sizes_around_the_one_asked_for(size):
-    low, high = DiscoveryConfig(size=size).sizes_ranked
+    low, high = DiscoveryConfig(size=size).sizes_ranked()
     assert 0 < low < size < high < 1
-    assert DiscoveryConfig(size=size, ranking_sizes=(0.1, 0.2)).sizes_ranked == (0.1, 0.2)
-    assert DiscoveryConfig().sizes_ranked == DiscoveryConfig(max_kl=size).sizes_ranked
+    assert DiscoveryConfig(size=size, ranking_sizes=(0.1, 0.2)).sizes_ranked() == (0.1, 0.2)
+    assert DiscoveryConfig().sizes_ranked() == DiscoveryConfig(max_kl=size).sizes_ranked()
 
 
 def test_out_dims_are_searched_by_nested_and_by_gates_under_a_size_unless_told_otherwise() -> None:

@@ -15,7 +15,7 @@ from circuitsieve.circuits.nodes import LEAVES
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.batching import batches
 from circuitsieve.data.tokenising import Pairs
-from circuitsieve.errors import DataError, Diverged
+from circuitsieve.errors import ConfigError, DataError, Diverged
 from circuitsieve.evaluation.card import evaluate
 from circuitsieve.models import ablations
 from circuitsieve.models.subject import Subject
@@ -181,6 +181,23 @@ def test_training_in_bfloat16_finds_the_same_and_is_judged_in_the_models_own(
     assert kept(found, Granularity.MLP_NEURON) == NEURONS
     card = evaluate(planted, found.circuit, PAIRS.validation)
     assert card["test.kl"] == pytest.approx(float(found.check.signals.kl), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_dispatched_model_is_not_copied_for_training(
+    planted: GPT2LMHeadModel, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = Subject.of(copy.deepcopy(planted).to(dtype))
+    monkeypatch.setattr(Subject, "is_dispatched", property(lambda _: True))
+    assert training_dtype(subject, CONFIG) is None
+    with pytest.raises(
+        ConfigError, match="training_dtype: found 'bfloat16' with a model that is dispatched over devices"
+    ):
+        training_dtype(subject, CONFIG.replaced(training_dtype="bfloat16"))
+
+
+def test_scores_are_found_without_a_step(planted: GPT2LMHeadModel) -> None:
+    assert discover(planted, PAIRS, CONFIG.replaced(method="attribution")).check.step == 0
 
 
 def test_auto_leaves_small_models_as_they_are(planted: GPT2LMHeadModel) -> None:

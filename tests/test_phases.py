@@ -57,6 +57,29 @@ def test_a_ranking_starts_with_what_writes_above_what_writes_nothing(planted: GP
     assert min(writing) > max(nothing)
 
 
+@pytest.mark.parametrize("settings", [{"max_kl": 0.1}, {"size": 0.9}, {"ranking_sizes": (0.85, 0.95)}], ids=str)
+def test_what_is_ranked_of_some_nodes_alone_is_neither_all_open_nor_all_closed(
+    planted: GPT2LMHeadModel, settings: dict[str, float]
+) -> None:
+    config = CONFIG.replaced(method="nested", granularities=("head",), ranking_share=0.5, **settings)
+    phase = RankingPhase(Problem.of(Subject.of(planted), PAIRS, config))
+    assert phase.problem.least_size > 0.7
+    opened = [phase.draw(step)[Granularity.HEAD_DIM].mean().item() for step in range(phase.steps)]
+    assert all(0.01 < share < 0.99 for share in opened)
+    assert max(opened) / min(opened) > 1.5
+
+
+def test_a_learning_rate_below_its_end_does_not_rise(planted: GPT2LMHeadModel) -> None:
+    phase = PruningPhase(Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(lr=1e-3, ranking_share=0.0)), None)
+    assert {phase.learning_rate(step) for step in (0, phase.steps - 1)} == {1e-3}
+
+
+def test_a_ranking_with_a_hinge_has_no_end_but_its_last_step(planted: GPT2LMHeadModel) -> None:
+    for hinge, told in ((None, True), (2.0, False)):
+        phase = RankingPhase(Problem.of(Subject.of(planted), PAIRS, CONFIG.replaced(hinge=hinge)))
+        assert (phase.reading({"kl": 0.1, "drawn_size": 0.3}) is not None) == told
+
+
 @pytest.mark.parametrize("measure", ["units", "parameters"])
 def test_masks_are_drawn_by_the_measure_that_the_size_is_asked_for_in(planted: GPT2LMHeadModel, measure: str) -> None:
     """Sharp masks against the exact count of the circuit that they come to."""

@@ -189,3 +189,38 @@ def test_a_size_is_at_least_one_unit(method: str):
     ranking = Ranking(problem.space, {g: scores[g].float() for g in UNIT_GRANULARITIES})
     kept = problem.circuit({**problem.space.full(), **ranking.cut(ranking.threshold_at(1 / units))})
     assert kept.size * units == pytest.approx(1)
+
+
+@pytest.mark.parametrize("measure", ["units", "parameters"])
+@pytest.mark.parametrize(
+    "searched", [(G.HEAD,), (G.MLP_NEURON, G.MLP_OUT_DIM), (G.LAYER,), DEFAULT_GRANULARITIES], ids=" ".join
+)
+def test_a_size_is_more_than_what_the_searched_nodes_leave(searched: tuple[G, ...], measure: str):
+    space = shared("llama").space
+    closed = {g: torch.zeros(space.shape(g), dtype=torch.bool) if g in searched else m for g, m in space.full().items()}
+
+    def problem(**settings: Any) -> Problem:
+        config = DiscoveryConfig("attribution", granularities=tuple(map(str, searched)), size_by=measure)
+        return Problem.of(shared("llama"), PAIRS, config.replaced(**settings))
+
+    least = problem().circuit(closed).share(measure)
+    assert problem().least_size == pytest.approx(least)
+    assert (least == 0) == (searched not in ((G.HEAD,), (G.MLP_NEURON, G.MLP_OUT_DIM)))
+    problem(size=least + 0.05)
+    if least:
+        expected = (
+            rf"size: found .*, which no circuit of {', '.join(searched)} has, expected more than {least:.3g}, what"
+        )
+        with pytest.raises(ConfigError, match=expected):
+            problem(size=0.99 * least)
+        with pytest.raises(ConfigError, match=rf"ranking_sizes: found .* expected more than {least:.3g}"):
+            problem(method="nested", ranking_sizes=(0.9 * least, 1.0))
+
+
+def test_the_size_of_soft_masks_is_that_of_their_products():
+    problem = Problem.of(shared("llama"), PAIRS, DiscoveryConfig("hard_concrete", sampling="soft"))
+    masks = {g: m for g, m in random_masks(problem.space, 3, soft=True).items() if g in problem.granularities}
+    heads = (masks[G.ATTN_BLOCK] * masks[G.HEAD])[..., None] * masks[G.HEAD_DIM].view(*masks[G.HEAD].shape, -1)
+    units = torch.cat([heads.flatten(), (masks[G.MLP_BLOCK] * masks[G.MLP_NEURON]).flatten()])
+    assert units.numel() == problem.space.units
+    torch.testing.assert_close(problem.drawn_size(masks), units.mean())

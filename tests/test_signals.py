@@ -113,6 +113,12 @@ def test_resampled_prompts_are_clean_ones_of_other_pairs_of_the_same_length() ->
         assert len(example.corrupted) == len(own.clean)
         assert replace(example, corrupted=own.corrupted) == own
     assert donated[-1] == examples[-1]  # no other is as long
+    many = [ablations.with_counterfactuals(examples, Ablation.RESAMPLE, seed)[:-1] for seed in range(200)]
+    for place, own in enumerate(examples[:-1]):
+        drawn = {each[place].corrupted for each in many}
+        assert drawn == {
+            other.clean for other in examples[:-1] if other is not own and len(other.clean) == len(own.clean)
+        }
     assert ablations.with_counterfactuals(examples, Ablation.RESAMPLE, seed=1) == donated
     assert ablations.with_counterfactuals(examples, Ablation.RESAMPLE, seed=2) != donated
     assert ablations.with_counterfactuals(examples, Ablation.CORRUPTED, seed=1) == examples

@@ -58,7 +58,7 @@ class DiscoveryConfig:
     """No budget: a fixed multiplier of the sparsity penalty, as the paper does it; the last circuit is taken."""
 
     max_accuracy_drop: float = 0.03
-    """Beside a budget: how much accuracy a circuit may lose against the full model on validation pairs."""
+    """Beside a budget on behaviour: how much accuracy a circuit may lose against the full model on validation pairs."""
 
     granularities: tuple[str, ...] | None = None
     """The kinds of node that get a gate: layer attn_block mlp_block head head_dim mlp_neuron attn_out_dim mlp_out_dim embed
@@ -123,7 +123,7 @@ class DiscoveryConfig:
     """How the learning rate falls: constant, linear or cosine."""
 
     lr_end: float = 0.01
-    """The learning rate at the last step of a falling schedule."""
+    """The learning rate at the last step of a falling schedule (at most `lr`)."""
 
     warmup: int = 0
     """Steps over which the pressure is faded in."""
@@ -132,7 +132,7 @@ class DiscoveryConfig:
     """Largest norm of the gradient of all gates together."""
 
     init: tuple[float, float] = (2.5, 3.5)
-    """The range in which log_alpha starts, uniformly."""
+    """The range in which log_alpha starts, uniformly, where no ranking comes first."""
 
     seed: int = 0
     """Seeds the gates, their noise and the order of the batches."""
@@ -174,7 +174,7 @@ class DiscoveryConfig:
         self._check_uses()
 
     def _check_ranking(self) -> None:
-        sizes = self.sizes_ranked
+        sizes = self.sizes_ranked()
         if len(list(sizes)) != 2 or not 0 < sizes[0] <= sizes[1] <= 1:
             raise ConfigError(f"ranking_sizes: found {sizes}, expected two fractions, the lower one first")
         if not 0 <= self.ranking_share < 1:
@@ -188,14 +188,19 @@ class DiscoveryConfig:
             raise ConfigError(
                 f"size_by: found {self.size_by} with a fixed pressure, which no size decides, expected a budget"
             )
-        if self.method == "nested" and not self._searches_units:
+        if self.method != Method.HARD_CONCRETE and not self._searches_units:
             raise ConfigError(
-                f"method nested: found no granularity with units to rank, {UNITS_EXPECTED}, or method hard_concrete"
+                f"method {self.method}: found no granularity with units to rank, {UNITS_EXPECTED}, or method hard_concrete"
             )
         if self.size is not None and not self._searches_units:
             raise ConfigError(f"size: found no granularity whose nodes count in it, {UNITS_EXPECTED}")
         if self.method == "nested" and not self.ranking_steps:
             raise ConfigError("method nested: found no steps that rank, expected a ranking_share above 0")
+        if self.method == Method.HARD_CONCRETE and self.shrinking == "on" and not self.ranking_steps:
+            raise ConfigError(
+                "shrinking: found on with gates that start without a ranking, which leave out nothing, expected a ranking_share "
+                "above 0 and a budget, or shrinking off"
+            )
 
     def _check_uses(self) -> None:
         for name, usual in _without_use(self.method).items():
@@ -229,15 +234,20 @@ class DiscoveryConfig:
         at_least = 1 if self.method == Method.NESTED and self.ranking_share else 0
         return max(at_least, round(self.ranking_share * self.steps))
 
-    @property
-    def sizes_ranked(self) -> tuple[float, float]:
-        """Between which sizes the masks of the ranking are drawn."""
+    def sizes_ranked(self, least: float = 0.0) -> tuple[float, float]:
+        """Between which sizes the masks of the ranking are drawn.
+
+        Args:
+            least: the size with all closed that is searched; what sizes are usual lie between it and 1 as they lie above 0.
+        """
         if self.ranking_sizes is not None:
             return self.ranking_sizes
-        if self.size is None:
-            return RANKED_SIZES
-        below, above = RANKED_AROUND
-        return below * self.size, min(above * self.size, (1 + self.size) / 2)
+        low, high = RANKED_SIZES
+        if self.size is not None:
+            below, above = RANKED_AROUND
+            size = (self.size - least) / (1 - least)
+            low, high = below * size, min(above * size, (1 + size) / 2)
+        return least + (1 - least) * low, least + (1 - least) * high
 
     @property
     def shrinks(self) -> bool:

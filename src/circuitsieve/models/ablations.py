@@ -5,7 +5,7 @@ zero, optimal) is computed once, from corrupted training prompts.
 """
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
@@ -61,10 +61,15 @@ def with_counterfactuals(examples: Iterable[Example], ablation: Ablation, seed: 
     by_length: dict[int, list[Example]] = defaultdict(list)
     for example in examples:
         by_length[len(example.clean)].append(example)
-    donated = []
+    seen, donated = Counter[int](), []
     for example in examples:
-        donors = [other for other in by_length[len(example.clean)] if other is not example]
-        donated.append(replace(example, corrupted=generator.choice(donors).clean) if donors else example)
+        length = len(example.clean)
+        alike, own = by_length[length], seen[length]
+        seen[length] += 1
+        if len(alike) > 1:
+            drawn = generator.choice(range(len(alike) - 1))
+            example = replace(example, corrupted=alike[drawn + (drawn >= own)].clean)
+        donated.append(example)
     return donated
 
 

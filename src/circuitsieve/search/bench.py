@@ -56,9 +56,8 @@ class Bench:
             reference: of the batch.
             constants: other baselines than those of the reference.
             last: the reference will not be used again, so that its baselines may go on the way.
-            lean: what need not be computed; all is, where layers are run again.
+            lean: what need not be computed; None where layers are run again.
         """
-        lean = None if self.checkpointed else lean
         baselines = reference.baselines if constants is None else constants
         consume = last and not reference.lasting and not self.checkpointed
         prefix = reference.prefix

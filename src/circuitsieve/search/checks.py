@@ -28,6 +28,7 @@ class Check:
     """A circuit tried on validation pairs."""
 
     step: int
+    """How many steps had been made."""
     circuit: Circuit
     ranking: Ranking
     signals: Signals
@@ -101,7 +102,7 @@ class Checks:
 
     def run(self, problem: Problem, step: int, ranking: Ranking) -> Check:
         """Cut the ranking at 0 and measure it on the check pairs."""
-        check = try_cut(problem, ranking, 0.0, step, self.batches)
+        check = try_cut(problem, ranking, 0.0, step + 1, self.batches)
         if check.better_than(self.best):
             self.best = check
         return check

@@ -161,7 +161,7 @@ def _found(training: Training, *, go_on: bool) -> tuple[Check, bool]:
     """The circuit that is chosen in the end, and whether the search was interrupted."""
     problem = training.problem
     if not Method(problem.config.method).learns:
-        return final_cut(problem, attribution(problem, training.on_look), None, problem.config.steps), False
+        return final_cut(problem, attribution(problem, training.on_look), None, 0), False
     interrupted = training.run() if go_on else training.recall()
     ranking, best, steps = training.phase.ranking(), training.checks.best, len(training.history)
     return final_cut(training.problem_now(), ranking, best, steps, quick=interrupted), interrupted

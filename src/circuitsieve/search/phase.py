@@ -69,7 +69,8 @@ class Phase(ABC):
 
     def learning_rate(self, step: int) -> float:
         """That of a step of the phase."""
-        return falling(self.config.lr_schedule, self.config.lr, self.config.lr_end, step, self.steps)
+        first = self.config.lr
+        return falling(self.config.lr_schedule, first, min(self.config.lr_end, first), step, self.steps)
 
     def objective(self, step: int, loss: Tensor, masks: Masks) -> tuple[Tensor, Facts]:  # noqa: ARG002 (for those that override it)
         """What is minimised, from the loss in behaviour, and what there is to tell about it."""

@@ -158,7 +158,12 @@ class Problem:
 
     def drawn_size(self, masks: Masks) -> Float[Tensor, ""]:
         """What masks keep while they are in force, by the same measure."""
-        return self.share(self.space.lowest({g: mask.detach() for g, mask in masks.items()}))
+        return self.share(self.space.along({g: mask.detach() for g, mask in masks.items()}, torch.mul))
+
+    @property
+    def least_size(self) -> float:
+        """The size, by the same measure, with all closed that is searched: above 0 where only heads are, for instance."""
+        return _least_size(self.space, self.config)
 
     def with_constants(self, constants: Activations | None) -> "Problem":
         """The same problem with other constants, for validation and for the circuits to come."""
@@ -181,12 +186,25 @@ class Problem:
             )
 
 
+def _least_size(space: NodeSpace, config: DiscoveryConfig) -> float:
+    closed = {g: torch.zeros(space.shape(g)) for g in map(Granularity, config.searched)}
+    return float(soft_share(space, space.lowest(closed), config.size_by))
+
+
 def _check_size(space: NodeSpace, config: DiscoveryConfig) -> None:
-    """Refuse a share of the units that is less than one of them.
+    """Refuse a share of the units that is less than one of them, and sizes that closing all that is searched does not reach.
 
     Raises:
         ConfigError: it is.
     """
+    least = _least_size(space, config)
+    asked = {"size": config.size, "ranking_sizes": config.ranking_sizes and config.ranking_sizes[0]}
+    for name, size in asked.items():
+        if size is not None and 0 < least >= size:
+            raise ConfigError(
+                f"{name}: found {shown(size)}, which no circuit of {', '.join(config.searched)} has, expected more than "
+                f"{least:.3g}, what is left with all of them closed, or other granularities"
+            )
     if config.size is not None and config.size_by == "units" and config.size < 1 / space.units:
         raise ConfigError(
             f"size: found {shown(config.size)}, less than one unit of the model, expected at least 1 / {space.units}"
@@ -204,7 +222,7 @@ def training_dtype(subject: Subject, config: DiscoveryConfig) -> torch.dtype | N
         ConfigError: bfloat16 is asked for, and the model is dispatched.
     """
     if subject.is_dispatched:
-        if config.training_dtype == "bfloat16" and subject.model.dtype == torch.float32:
+        if config.training_dtype == "bfloat16" and subject.model.dtype != torch.bfloat16:
             raise ConfigError(
                 f"training_dtype: found 'bfloat16' with a model that is dispatched over devices ({whereabouts(subject.model)}), "
                 "expected 'auto' or 'model': a copy would need room beside it; load it with --dtype bfloat16"

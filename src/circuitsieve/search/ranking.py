@@ -45,6 +45,8 @@ class RankingPhase(Phase):
         super().__init__(problem, config.ranking_steps, self.nested)
         self.averages = Averages(self.nested.scores())
         self.rng = random.Random(f"sizes {config.seed}")
+        self.least = problem.least_size
+        self.bounds = config.sizes_ranked(self.least)
         self.sizes = [self._random_size() for _ in range(self.steps)]
 
     @override
@@ -85,7 +87,10 @@ class RankingPhase(Phase):
         return {}
 
     @override
-    def reading(self, entry: Mapping[str, int | float]) -> Reading:
+    def reading(self, entry: Mapping[str, int | float]) -> Reading | None:
+        """None with a hinge, which the history does not tell."""
+        if self.config.hinge is not None:
+            return None
         return Reading(math.log(entry["kl"] + KL_FLOOR), math.log(entry["drawn_size"]))
 
     @override
@@ -103,9 +108,10 @@ class RankingPhase(Phase):
 
     @override
     def ranking(self) -> Ranking:
-        return Ranking(self.problem.space, self.leaves(math.sqrt(math.prod(self.config.sizes_ranked))))
+        return Ranking(self.problem.space, self.leaves(math.sqrt(math.prod(self.bounds))))
 
     def _random_size(self) -> float:
-        """Log-uniform."""
-        low, high = map(math.log, self.config.sizes_ranked)
-        return math.exp(self.rng.uniform(low, high))
+        """Log-uniform in what the searched nodes can close."""
+        closable = 1 - self.least
+        low, high = (math.log((size - self.least) / closable) for size in self.bounds)
+        return self.least + closable * math.exp(self.rng.uniform(low, high))

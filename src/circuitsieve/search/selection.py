@@ -71,10 +71,8 @@ def glimpsed(batches: Sequence[PairBatch]) -> tuple[list[PairBatch], list[PairBa
 def affordable_size(problem: Problem, ranking: Ranking) -> float:
     """About the smallest size at which a cut of a ranking keeps the budget, on the check pairs.
 
-    Without a budget: the size of the cut at 0. Where a size is asked for: that. By the measure that is asked for.
+    Where a size is asked for: that. By the measure that is asked for.
     """
-    if problem.config.pressure is not None:
-        return _size(problem, problem.circuit(ranking.cut(0.0)))
     if problem.config.size is not None:
         return problem.config.size
     batches = check_batches(problem)
