@@ -71,11 +71,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         sweep = Sweep(job, settings, tuple(options.sizes), tuple(options.seeds))
         with RichReporter() as reporter:
             points = run_sweep(sweep, reporter)
-        layers = {
-            run.name: units_by_layer(run)
-            for run in sorted((folder / "runs").iterdir())
-            if RunFolder(run).has("circuit.json")
-        }
+        runs = sorted(run for seed in sweep.seeds for run in sweep.runs(seed))
+        layers = {run: units_by_layer(folder / "runs" / run) for run in runs}
         tasks[task] = {"points": [vars(point) for point in points], "units by layer": layers}
     return {**begun, "model": options.model, "tasks": tasks}
 

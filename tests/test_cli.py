@@ -1,5 +1,6 @@
 """The command line from the first flag to the last table, on a tiny random model and a file of pairs."""
 
+import csv
 import itertools
 import json
 import os
@@ -24,7 +25,7 @@ from circuitsieve.runs.folder import RunFolder
 from circuitsieve.search.gates import HardConcrete
 from circuitsieve.search.nested import Nested
 from tiny import name_pairs, write_jsonl
-from tiny_cli import Output, call, make_home
+from tiny_cli import Output, call, make_home, make_wired
 
 Called = Callable[..., Output]
 
@@ -143,6 +144,45 @@ def test_evaluating_on_other_pairs_leaves_the_card_as_it_is(called, run, tmp_pat
     assert (card["test"]["n"], card["dropped_pairs"]) == (6, 2)
     assert "warning: dropped 2 pairs: clean and corrupted prompts do not align word by word in tokens\n" in output.err
     assert (run / "card.json").read_bytes() == before
+
+
+def test_other_pairs_are_asked_in_the_form_of_the_run(called, home, tmp_path):
+    model = Path(shutil.copytree(home / "model", tmp_path / "model"))
+    (model / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}gave ")
+    words = ["--model", model, "--task", home / "pairs.jsonl", "--chat", "some {prompt} later ", "--steps", 3]
+    assert called("discover", *words, "--out", tmp_path / "told").status == 0
+    own = json.loads((tmp_path / "told/card.json").read_text())
+    output = called("evaluate", tmp_path / "told", "--data", home / "pairs.jsonl", "--json")
+    card = document(output)
+    dropped = 40 - own["test"]["n"]
+    assert f"dropped {dropped} pairs: the circuit was searched or chosen with their clean prompts" in output.err
+    assert card["test"]["n"] == own["test"]["n"] > 5
+    assert card["test"]["kl"] == pytest.approx(own["test"]["kl"], rel=1e-4)
+
+
+def test_other_pairs_may_call_their_columns_otherwise(called, run, tmp_path):
+    rows = [(p.clean, p.corrupted, p.answers[0], p.wrong_answers[0]) for p in name_pairs(60, seed=5)[40:]]
+    with (tmp_path / "other.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("good", "bad", "answers", "wrong_answers"), *rows])
+    words = ["evaluate", run, "--data", tmp_path / "other.csv"]
+    refused = called(*words)
+    assert refused.status == 2
+    assert "--column" in refused.err
+    card = document(called(*words, "--column", "clean=good", "corrupted=bad", "--json"))
+    assert card["test"]["n"] == 20
+    assert "--column: found columns without --data" in called("evaluate", run, "--column", "clean=good").err
+
+
+def test_edges_of_the_run_are_on_its_own_card_alone(called, home, tmp_path):
+    run = make_wired(home, tmp_path / "wired")
+    other = write_jsonl(tmp_path / "other.jsonl", name_pairs(60, seed=5)[40:])
+    assert "edges" not in document(called("evaluate", run, "--data", other, "--json"))
+    assert document(called("evaluate", run, "--json"))["edges"]["test"]["n"] > 5
+
+
+def test_names_of_nodes_as_json(called, run):
+    lines = called("show", run, "--nodes").out.splitlines()
+    assert document(called("show", run, "--nodes", "--json")) == {"nodes": lines}
 
 
 def test_run_is_replaced_when_asked(discover, tmp_path):

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -104,6 +105,27 @@ def test_missing_flag_and_unknown_command(refused):
 
 
 # --- pairs --------------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_and_names_that_mean_nothing(refused, home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, task = ("--model", home / "model"), ("--task", home / "pairs.jsonl")
+    assert refused("sweep", *model, *task, "--out", "s", "--seeds", 0, 1.5) == (
+        "--seeds: found '1.5', expected a whole number"
+    )
+    assert refused("sweep", *model, *task, "--out", "") == (
+        "out: found no name, expected that of a folder for the sweep"
+    )
+    assert refused("data", "check", home / "pairs.jsonl", *model, "--pairs", -1) == (
+        "--pairs: found -1, expected at least 0"
+    )
+    assert refused("edges", home / "run", "--pairs", 0) == "--pairs: found 0, expected at least 1"
+    other = shutil.copytree(home / "run", tmp_path / "run")
+    for name in ("", "."):
+        assert refused("compare", home / "run", other, "--html", name) == (
+            "'.': found no name of a file, expected one to write to"
+        )
+    assert list(tmp_path.iterdir()) == [other]
 
 
 def test_unknown_task(discover):

@@ -9,6 +9,7 @@ import pytest
 
 from circuitsieve.runs.folder import RunFolder
 from tiny import name_pairs, tiny_folder, write_jsonl
+from tiny_cli import call
 
 # --- folders of runs ----------------------------------------------------------------------------------------------------
 
@@ -72,11 +73,47 @@ def test_other_weights(refused, run, home, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["config.json", "circuit.json", "card.json", "pairs.jsonl", "masks.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "circuit.json", "pairs.jsonl", "masks.safetensors"])
 def test_damaged_runs(refused, run, name):
     content = (run / name).read_bytes()
     (run / name).write_bytes(content[: len(content) // 2])
     assert refused("evaluate", run).startswith(f"{run / name}: cannot be read (")
+
+
+def test_a_damaged_card_is_shown_by_no_command_and_made_anew_by_evaluate(refused, capsys, run):
+    whole = (run / "card.json").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b""):
+        (run / "card.json").write_bytes(damaged)
+        assert refused("show", run).startswith(f"{run}/card.json: cannot be read (")
+        assert call(capsys, "evaluate", run).status == 0
+        assert json.loads((run / "card.json").read_text())["test"] == json.loads(whole)["test"]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("config.json", {"discovery": None}), ("config.json", {"data": 3}), ("circuit.json", {"found": []})],
+)
+def test_a_damaged_run_is_not_gone_on_with(refused, run, home, name, damage):
+    (run / name).write_text(json.dumps({**json.loads((run / name).read_text()), **damage}))
+    words = ["--model", home / "model", "--task", home / "pairs.jsonl", "--steps", 3, "--batch-size", 4]
+    found = refused("discover", *words, "--out", run, "--resume")
+    assert found.startswith(f"{run}: found config.json or circuit.json damaged (")
+
+
+def test_what_was_stopped_is_not_lost_to_words_that_are_refused(discover, home, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(home / "run", out)
+    (out / "checkpoint").mkdir()
+    (out / "checkpoint/state").write_text("some")
+    before = sorted(out.rglob("*"))
+    assert discover("--overwrite", model=tmp_path / "nowhere").startswith("model: found ")
+    assert discover("--overwrite", task=tmp_path / "no.jsonl").startswith("task: found no file")
+    assert sorted(out.rglob("*")) == before
+
+
+def test_the_demo_is_gone_on_with_like_any_search(refused, home):
+    assert refused("demo", "--resume", "--out", home / "run").startswith(f"{home}/run: found a finished run with ")
+    assert refused("demo", "--resume", "--overwrite").startswith("--overwrite and --resume: found both")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import shlex
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from circuitsieve.circuits.circuit import Circuit
+from circuitsieve.circuits.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.evaluation.card import evaluate
 from circuitsieve.evaluation.harness import EvaluationConfig, Harness
@@ -109,6 +110,16 @@ def test_answers_are_those_of_the_model(run: RunFolder, shown: dict[str, Any]):
         assert [answer["token"] for answer in prompt["full"]] == [loaded.tokenizer.decode([t]) for t in best]
         assert [answer["probability"] for answer in prompt["full"]] == pytest.approx(said[best].tolist(), abs=1e-4)
     assert any(prompt["circuit"] != prompt["complement"] for prompt in shown["prompts"])
+
+
+def test_the_curve_has_no_size_twice_where_not_all_is_ranked(run: RunFolder):
+    loaded, (circuit, ranking) = load_run_model(run), run.read_circuit()
+    neurons = Ranking(ranking.space, {Granularity.MLP_NEURON: ranking.scores[Granularity.MLP_NEURON]})
+    curve = exhibits(loaded, circuit, neurons, run_pairs(run, loaded).test)["curve"]
+    sizes = [point["size"] for point in curve]
+    units = {g: math.prod(circuit.space.shape(g)) for g in (Granularity.HEAD_DIM, Granularity.MLP_NEURON)}
+    assert sizes[0] == pytest.approx(units[Granularity.HEAD_DIM] / sum(units.values()))
+    assert sizes.count(sizes[0]) == 1
 
 
 def test_a_circuit_that_keeps_nothing_is_shown(run: RunFolder):

@@ -13,9 +13,11 @@ from filelock import FileLock
 
 from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.models.instrument import answer_logits, masked
+from circuitsieve.report.terminal import repetition_view
 from circuitsieve.runs.folder import PairRecord, RunFolder
 from circuitsieve.search.references import References
 from circuitsieve.vocabulary import Ablation, Granularity
+from circuitsieve.workflow.repeating import compared
 from tiny import name_pairs
 from tiny_runs import BATCHES, SUBJECT, complaint, random_found, saved
 
@@ -238,3 +240,18 @@ def test_values_are_looked_up(tmp_path):
         assert complaint(lambda path=path: folder.look_up("config.json", *path)) == (
             f"{tmp_path}/config.json: found no {'.'.join(path)}, expected the file of a run"
         )
+
+
+# --- a repetition -------------------------------------------------------------------------------------------------------
+
+
+def test_a_repetition_with_other_constants_is_another_circuit():
+    circuit, ranking = random_found(Ablation.MEAN)
+    assert ranking is not None
+    assert compared(circuit, ranking, circuit, ranking, {}, {}).same
+    moved = {site: constant.clone() for site, constant in (circuit.constants or {}).items()}
+    next(iter(moved.values()))[0] += 0.25
+    found = compared(circuit, ranking, replace(circuit, constants=moved), ranking, {}, {})
+    assert (found.same, found.differing, found.scores) == (False, {}, 0)
+    assert found.constants == pytest.approx(0.25)
+    assert "what ablated nodes take differs by 0.25 at most" in str(repetition_view(found))

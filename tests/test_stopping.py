@@ -113,7 +113,7 @@ def test_a_run_repeated_from_its_folder_is_the_same_and_a_changed_one_is_not(who
 
     before = {path.name: path.read_bytes() for path in whole.iterdir()}
     status, found = rerun()
-    assert (status, found["same"], found["differing"]) == (0, True, {})
+    assert (status, found["same"], found["differing"], found["constants"]) == (0, True, {}, 0)
     assert before == {path.name: path.read_bytes() for path in whole.iterdir()}
     about = json.loads((whole / "config.json").read_text())
     about["discovery"]["seed"] = 1

@@ -21,9 +21,10 @@ from circuitsieve.cli.console import (
     print_run,
     set_up_libraries,
 )
-from circuitsieve.cli.flags import JOB_FLAGS, JobFlags
+from circuitsieve.cli.flags import JOB_FLAGS, JobFlags, table_of
 from circuitsieve.cli.progress import RichReporter
 from circuitsieve.config import DiscoveryConfig
+from circuitsieve.errors import ConfigError
 from circuitsieve.launching import is_helper, refuse_helpers
 
 if TYPE_CHECKING:
@@ -98,7 +99,14 @@ def plan(*, model: str, task: str, flags: JobFlags = JOB_FLAGS, json: bool = Fal
     return _plan(flags.job(model, task, ""), as_json=json)
 
 
-def demo(*, out: str = "runs/demo", overwrite: bool = False, track: str | None = None, json: bool = False) -> int:
+def demo(
+    *,
+    out: str = "runs/demo",
+    overwrite: bool = False,
+    resume: bool = False,
+    track: str | None = None,
+    json: bool = False,
+) -> int:
     """Find the circuit of indirect object identification in the bundled model: under a minute, no download.
 
     Parameters
@@ -107,14 +115,15 @@ def demo(*, out: str = "runs/demo", overwrite: bool = False, track: str | None =
         The folder of the run.
     overwrite
         Replace a run that is already in the folder.
+    resume
+        Go on with the search that was stopped in the folder.
     track
         As for `discover`.
     json
         Print the card as JSON on stdout, everything else on stderr.
     """
-    from circuitsieve.workflow.finding import Job
-
-    return _discover(Job("demo", "ioi", out, DiscoveryConfig(), overwrite=overwrite, track=track), as_json=json)
+    job = JOB_FLAGS.job("demo", "ioi", out, overwrite=overwrite, resume=resume, track=track, config=DiscoveryConfig())
+    return _discover(job, as_json=json)
 
 
 def _plan(job: "Job", *, as_json: bool) -> int:
@@ -135,7 +144,9 @@ def _discover(job: "Job", *, as_json: bool) -> int:
     from circuitsieve.workflow.finding import assist, finished_before, run
     from circuitsieve.workflow.publishing import write_report
 
-    if (before := finished_before(job)) is not None:
+    with damage_named(job.out, "config.json or circuit.json"):
+        before = finished_before(job)
+    if before is not None:
         return 0 if is_helper() else _finish(before, job, as_json=as_json)
     with of_torchrun(job.device) as processes, RichReporter(quiet=not processes.is_first) as reporter:
         if not processes.is_first:
@@ -174,6 +185,7 @@ def evaluate(
     /,
     *,
     data: str | None = None,
+    column: tuple[str, ...] | None = None,
     full: bool = False,
     again: bool = False,
     device: str | None = None,
@@ -189,6 +201,8 @@ def evaluate(
         The folder of the run.
     data
         A .jsonl or .csv file of other pairs; the run's own card is left as it is, and nothing of this one is remembered.
+    column
+        NAME=THEIRS: what its columns are called, as for `discover`.
     full
         The full card: tests of sufficiency, necessity, minimality and more; it goes on where it was stopped.
     again
@@ -201,8 +215,11 @@ def evaluate(
     from circuitsieve.workflow.judging import evaluate_run
     from circuitsieve.workflow.publishing import EXHIBITS, renew_report
 
+    columns = table_of(column, "--column") or None
+    if columns and data is None:
+        raise ConfigError("--column: found columns without --data, whose they are, expected both or none")
     with RichReporter() as reporter:
-        folder, card = evaluate_run(run, reporter, data=data, device=device, full=full, fresh=again)
+        folder, card = evaluate_run(run, reporter, data=data, columns=columns, device=device, full=full, fresh=again)
     with damage_named(run):
         if data is None and folder.has(EXHIBITS):
             renew_report(folder)
@@ -238,7 +255,7 @@ def show(run: str, /, *, nodes: bool = False, json: bool = False) -> int:
     nodes
         Print the names of the kept blocks and heads instead.
     json
-        Print circuit.json and card.json as one document.
+        Print circuit.json and card.json as one document; with --nodes, the names.
     """
     from circuitsieve.runs.folder import RunFolder
 
@@ -246,7 +263,9 @@ def show(run: str, /, *, nodes: bool = False, json: bool = False) -> int:
     summary = folder.read_json("circuit.json")
     card = folder.read_json("card.json") if folder.has("card.json") else None
     with damage_named(run):
-        if nodes:
+        if nodes and json:
+            print_json({"nodes": summary["nodes"]})
+        elif nodes:
             print(*summary["nodes"], sep="\n")  # noqa: T201
         elif json:
             print_json({"circuit": summary, "card": card})

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from circuitsieve.cli.console import damage_named, print_json
-from circuitsieve.cli.flags import JOB_FLAGS, JobFlags, configs_of
+from circuitsieve.cli.flags import JOB_FLAGS, JobFlags, Wholes, configs_of
 from circuitsieve.cli.progress import RichReporter
 
 
@@ -17,7 +17,7 @@ def sweep(
     out: str,
     methods: tuple[str, ...] = ("hard_concrete", "nested", "integrated_gradients", "attribution", "random"),
     sizes: tuple[float, ...] = (0.16, 0.08, 0.04, 0.02),
-    seeds: tuple[int, ...] = (0,),
+    seeds: Wholes = (0,),
     flags: JobFlags = JOB_FLAGS,
     track: str | None = None,
     json: bool = False,

@@ -31,8 +31,15 @@ def whole(_: type, tokens: Sequence[Token]) -> int:
         raise ConfigError(f"{token.keyword}: found {token.value!r}, expected a whole number") from error
 
 
+def wholes(_: type, tokens: Sequence[Token]) -> tuple[int, ...]:
+    """Whole numbers, in the same way."""
+    return tuple(whole(int, (token,)) for token in tokens)
+
+
 Whole = Annotated[int, Parameter(converter=whole)]
 """The type of a flag that takes a whole number."""
+Wholes = Annotated[tuple[int, ...], Parameter(converter=wholes)]
+"""The type of one that takes several."""
 
 
 @Parameter(name="*")

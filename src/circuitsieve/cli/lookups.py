@@ -11,6 +11,7 @@ from rich.text import Text
 from circuitsieve.cli.console import print_json
 from circuitsieve.cli.flags import MODEL_FLAGS, READING_FLAGS, ModelFlags, ReadingFlags, Whole
 from circuitsieve.cli.progress import RichReporter
+from circuitsieve.errors import ConfigError
 
 
 def tasks(*, json: bool = False) -> int:
@@ -67,6 +68,8 @@ def data_check(
     from circuitsieve.report.terminal import data_view
     from circuitsieve.workflow.datacheck import check_data
 
+    if pairs < 0:
+        raise ConfigError(f"--pairs: found {pairs}, expected at least 0")
     loaded = loading.load(model)
     splits = load_texts(task, loaded.tokenizer, reading.options())
     report = check_data(loaded, splits)

@@ -13,6 +13,7 @@ from rich.text import Text
 from circuitsieve.cli.console import damage_named, print_json
 from circuitsieve.cli.flags import Whole
 from circuitsieve.cli.progress import RichReporter
+from circuitsieve.errors import ConfigError
 
 
 def edges(
@@ -50,6 +51,8 @@ def edges(
     from circuitsieve.workflow.publishing import EXHIBITS, renew_report
     from circuitsieve.workflow.wiring import wire_run
 
+    if pairs < 1:
+        raise ConfigError(f"--pairs: found {pairs}, expected at least 1")
     config = EdgeConfig(max_change, points, train_pairs=pairs, validation_pairs=pairs, batch_size=batch_size)
     with RichReporter() as reporter, damage_named(run):
         folder, found = wire_run(run, reporter, config, device=device)

@@ -40,7 +40,10 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         RunError: it cannot be written; the old one is as it was.
     """
-    temporary = partial(path)
+    try:
+        temporary = partial(path)
+    except ValueError as error:
+        raise RunError(f"{str(path)!r}: found no name of a file, expected one to write to") from error
     try:
         temporary.unlink(missing_ok=True)  # of a process that was killed; a link there would be written through
         with temporary.open("xb") as file:

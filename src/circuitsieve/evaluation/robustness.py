@@ -38,7 +38,7 @@ class Origin:
     """The name of a built-in or installed task; None for pairs of a file."""
     options: TaskOptions = field(default_factory=TaskOptions)
     others_judge: bool = False
-    """Whether the pairs that judge are not those of the task."""
+    """Whether the pairs that judge are not those of the task; they are asked in the same form."""
 
 
 def robustness_runs(origin: Origin | None) -> int:
@@ -111,7 +111,7 @@ def _pairs_of(task: str, origin: Origin, options: Mapping[str, str]) -> Sequence
 
 
 def _shifted(examples: Sequence[Example], shift: str, seed: int, origin: Origin) -> Sequence[Example]:
-    told = origin.options.chat if not origin.others_judge else None
+    told = origin.options.chat
     frame = ("", "") if told is None else around(origin.tokenizer, told)
     changed = shifted([example.pair for example in examples], shift, seed, frame)
     if not changed:

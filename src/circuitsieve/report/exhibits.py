@@ -60,7 +60,7 @@ def exhibits(
         config: of the pairs that many circuits run on.
     """
     subject, layers = fitting(loaded.model, circuit.space), circuit.space.layers
-    sizes = [] if ranking is None else sorted({*SIZES, circuit.size} - {0.0})
+    sizes = [] if ranking is None else _sizes(circuit, ranking)
     total = 3 + len(sizes) + layers
     done = itertools.count()
 
@@ -128,6 +128,12 @@ def _likely(logits: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[dict[str
         {"token": tokenizer.decode([token]), "probability": round(p, 4)}
         for token, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
+
+
+def _sizes(circuit: Circuit, ranking: Ranking) -> list[float]:
+    """Where the curve is drawn; nothing is smaller than a circuit with all closed that is ranked."""
+    least = 1 - ranking.share_ranked
+    return sorted({max(size, least) for size in {*SIZES, circuit.size} - {0.0}})
 
 
 def _point(harness: Harness, ranking: Ranking, size: float) -> dict[str, float | None]:

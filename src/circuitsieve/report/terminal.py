@@ -263,9 +263,11 @@ def repetition_view(found: "Repetition") -> RenderableType:
         before, now = found.sizes
         differing = ", ".join(f"{count} {granularity}" for granularity, count in found.differing.items())
         lines = [
-            f"another circuit: {differing} differ" if differing else "the same circuit from other scores",
+            f"another circuit: {differing} differ" if differing else "the same masks",
             f"size {before:.2%} before, {now:.2%} now; scores differ by {found.scores:.2g} at most",
         ]
+        if found.constants:
+            lines.append(f"what ablated nodes take differs by {found.constants:.2g} at most")
     lines += [f"{name} was {then}, is {now}" for name, (then, now) in found.versions.items()]
     return Text("\n".join(lines))
 

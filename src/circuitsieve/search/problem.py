@@ -12,7 +12,15 @@ from torch import Tensor
 from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.circuits.costs import soft_share
 from circuitsieve.circuits.masks import BoolMasks, Masks
-from circuitsieve.circuits.nodes import COMPOSITION, WRITE_OF_READ, Activations, NodeSpace, SiteMasks, finest
+from circuitsieve.circuits.nodes import (
+    COMPOSITION,
+    WRITE_OF_READ,
+    Activations,
+    NodeSpace,
+    SiteMasks,
+    chains,
+    finest,
+)
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.batching import batches
 from circuitsieve.data.tokenising import Pairs
@@ -188,6 +196,8 @@ class Problem:
 
 def _least_size(space: NodeSpace, config: DiscoveryConfig) -> float:
     closed = {g: torch.zeros(space.shape(g)) for g in map(Granularity, config.searched)}
+    if set(UNIT_GRANULARITIES) <= chains(closed).keys():
+        return 0.0
     return float(soft_share(space, space.lowest(closed), config.size_by))
 
 

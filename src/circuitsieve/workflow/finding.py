@@ -86,10 +86,7 @@ def run(job: Job, reporter: Reporter, processes: Processes = ALONE) -> Finished:
     tracker = tracker_of(job.track)
     folder = RunFolder.claim(job.out, overwrite=job.overwrite, resume=job.resume)
     with folder.locked():
-        if not job.resume:
-            folder.forget_checkpoints()
-        processes.wait()  # until then the others do not look into the folder
-        return _run(job, folder, tracker, reporter, distributed=processes.count > 1)
+        return _run(job, folder, tracker, reporter, processes)
 
 
 def assist(job: Job, reporter: Reporter, processes: Processes) -> None:
@@ -98,16 +95,19 @@ def assist(job: Job, reporter: Reporter, processes: Processes) -> None:
     Raises:
         CircuitsieveError: whatever is wrong with the model or the data.
     """
-    processes.wait()
     loaded = job.load()
     pairs = usable_pairs(job, loaded, reporter)
+    processes.wait()
     search(job, loaded, pairs, reporter, checkpoints=RunFolder(Path(job.out)).checkpoints, distributed=True)
 
 
-def _run(job: Job, folder: RunFolder, tracker: Tracker | None, reporter: Reporter, *, distributed: bool) -> Finished:
-    start = time.monotonic()
+def _run(job: Job, folder: RunFolder, tracker: Tracker | None, reporter: Reporter, processes: Processes) -> Finished:
+    start, distributed = time.monotonic(), processes.count > 1
     loaded = job.load()
     pairs = usable_pairs(job, loaded, reporter)
+    if not job.resume:
+        folder.forget_checkpoints()
+    processes.wait()  # until then the others do not look into the folder
     with tracked_run(tracker, job, loaded, pairs, reporter) as tracked:
         discovery = search(
             job, loaded, pairs, reporter, tracked.step, checkpoints=folder.checkpoints, distributed=distributed

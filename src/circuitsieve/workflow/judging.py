@@ -7,7 +7,7 @@ settings, the libraries and this program. Where any of these is another one now,
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any
 
 from circuitsieve.circuits.circuit import Circuit, Ranking
 from circuitsieve.config import DiscoveryConfig
+from circuitsieve.data.chat import in_chat_form
 from circuitsieve.data.loaders import TaskOptions
-from circuitsieve.data.pairs import SPLITS, TextSplits
-from circuitsieve.data.sources import read_pairs
+from circuitsieve.data.pairs import SPLITS, Pair, TextSplits
+from circuitsieve.data.sources import Columns, read_pairs
 from circuitsieve.data.tokenising import Example, Pairs, encode, encode_all
 from circuitsieve.disk.jsontext import finite
 from circuitsieve.errors import DataError, RunError, shown
@@ -72,6 +73,7 @@ def evaluate_run(
     reporter: Reporter,
     *,
     data: str | None = None,
+    columns: Columns | None = None,
     device: str | None = None,
     full: bool = False,
     fresh: bool = False,
@@ -82,7 +84,8 @@ def evaluate_run(
     Args:
         path: the run folder.
         reporter: is told how it goes.
-        data: a file of other pairs.
+        data: a file of other pairs; they are asked in chat form where those of the run were.
+        columns: what its columns are called, where that is otherwise.
         device: where the model runs; that of the run if not given.
         full: whether all sections are measured, or those of the quick card alone.
         fresh: whether the card that is asked for, quick or full, is measured again where it was measured before.
@@ -97,13 +100,14 @@ def evaluate_run(
     loaded = load_run_model(folder, device)
     if data is not None:
         seen = {record.pair.clean for record in folder.read_pairs() if record.split != "test" and not record.dropped}
-        examples, unusable = _examples(Path(data), seen, loaded, reporter)
+        others = _others(Path(data), columns, _origin(folder, loaded))
+        examples, unusable = _examples(data, others, seen, loaded, reporter)
         quick = evaluate(loaded.model, circuit, examples, config=config, progress=reporter.evaluation).values
-        others = Pairs((), (), examples)
-        found = _fully(loaded, circuit, ranking, others, folder, config, reporter, None) if full else {}
+        judges = Pairs((), (), examples)
+        found = _fully(loaded, circuit, ranking, judges, folder, config, reporter, None) if full else {}
         return folder, with_run_facts(_joined(quick, found), folder, dict.fromkeys(SPENT), unusable)
     pairs = run_pairs(folder, loaded)
-    earlier = folder.read_json("card.json") if folder.has("card.json") else {}
+    earlier = _earlier_card(folder)
     asked = {_QUICK, *_FULL} if full else {_QUICK}
     memory = Memory(folder, _key(folder, loaded, config), asked if fresh else ())
     if _QUICK not in memory.parts:
@@ -121,14 +125,31 @@ def evaluate_run(
     card = with_run_facts(
         _joined(memory.parts[_QUICK], found), folder, {name: earlier.get(name) for name in SPENT}, dropped
     )
+    if folder.has("edges.json"):
+        card = Card({**card.values, "edges": folder.look_up("edges.json", "found")})
     with folder.locked():
         folder.write_json("card.json", card.values)
     return folder, card
 
 
-def _examples(path: Path, seen: Set[str], loaded: LoadedModel, reporter: Reporter) -> tuple[tuple[Example, ...], int]:
+def _earlier_card(folder: RunFolder) -> dict[str, Any]:
+    """The card that is there; a damaged one is none, and is made anew."""
+    try:
+        return folder.read_json("card.json") if folder.has("card.json") else {}
+    except RunError:
+        return {}
+
+
+def _others(path: Path, columns: Columns | None, origin: Origin) -> tuple[Pair, ...]:
+    """The pairs of a file, as those of the run are asked."""
+    others, chat = read_pairs(path, columns), origin.options.chat
+    return others if chat is None else in_chat_form(TextSplits((), (), others), origin.tokenizer, chat).test
+
+
+def _examples(
+    path: str, pairs: Sequence[Pair], seen: Set[str], loaded: LoadedModel, reporter: Reporter
+) -> tuple[tuple[Example, ...], int]:
     """The pairs of a file whose clean prompt the search has not seen, and how many others there are."""
-    pairs = read_pairs(path)
     others = [pair for pair in pairs if pair.clean not in seen]
     if not others:
         raise DataError(
@@ -238,8 +259,6 @@ def with_run_facts(card: Card, folder: RunFolder, spent: Mapping[str, int | floa
         **spent,
         "reasons": reasons,
     }
-    if folder.has("edges.json"):
-        facts["edges"] = folder.look_up("edges.json", "found")
     return Card({**card.values, **facts})
 
 

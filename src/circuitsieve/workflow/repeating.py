@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from circuitsieve.circuits.circuit import Circuit, Ranking
-from circuitsieve.circuits.masks import Scores
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.errors import RunError
 from circuitsieve.runs.folder import RunFolder
@@ -24,6 +24,8 @@ class Repetition:
     """How many nodes of each granularity are kept in one circuit and not in the other, where any are."""
     scores: float
     """The largest difference between the scores of the two rankings; 0 where neither has any."""
+    constants: float
+    """The same of what ablated nodes take, where the circuits hold it."""
     sizes: tuple[float, float]
     """Of the circuit in the folder, and of the repeated one."""
     versions: dict[str, tuple[Any, Any]] = field(default_factory=dict)
@@ -31,8 +33,8 @@ class Repetition:
 
     @property
     def same(self) -> bool:
-        """Whether masks and scores are equal, bit for bit."""
-        return not self.differing and self.scores == 0
+        """Whether masks, scores and constants are equal, bit for bit."""
+        return not self.differing and self.scores == self.constants == 0
 
 
 def repeat(path: str, reporter: Reporter) -> Repetition:
@@ -78,14 +80,15 @@ def compared(
     return Repetition(
         differing={granularity: count for granularity, count in counts.items() if count},
         scores=_largest_difference({} if ranking is None else ranking.scores, ranking_again.scores),
+        constants=_largest_difference(circuit.constants or {}, again.constants or {}),
         sizes=(circuit.size, again.size),
         versions={name: (then.get(name), now[name]) for name in now if then.get(name) != now[name]},
     )
 
 
-def _largest_difference(one: Scores, two: Scores) -> float:
+def _largest_difference(one: Mapping[Any, Tensor], two: Mapping[Any, Tensor]) -> float:
     if one.keys() != two.keys():
         return torch.inf
-    differences = [(scores - two[g]).abs() for g, scores in one.items()]
+    differences = [(values.cpu() - two[name].cpu()).abs() for name, values in one.items()]
     # Equal infinities differ by nan.
     return max((float(d.nan_to_num(0.0, posinf=torch.inf).max()) for d in differences), default=0.0)

@@ -59,6 +59,10 @@ class Sweep:
             for size in sizes:
                 yield config.replaced(size=size, seed=seed)
 
+    def runs(self, seed: int) -> dict[str, DiscoveryConfig]:
+        """The same, by the names of their folders."""
+        return {f"{config.method}-{seed}-{config.size}": config for config in self.configs(seed)}
+
     def measured(self, config: DiscoveryConfig) -> list[float]:
         """The sizes at which the ranking of a run is cut."""
         learns = Method(config.method).learns
@@ -73,7 +77,7 @@ def run_sweep(sweep: Sweep, reporter: Reporter) -> list[Point]:
     """
     out = Path(sweep.job.out)
     tracker = tracker_of(sweep.job.track)
-    _make_folders(out)
+    _make_folders(sweep.job.out)
     loaded = sweep.job.load()
     asked = _asked(sweep, loaded, reporter)
     found = {one.name: kept_points(one.kept, one.key) for one in asked}
@@ -115,8 +119,7 @@ def _asked(sweep: Sweep, loaded: LoadedModel, reporter: Reporter) -> list[_Asked
         job = replace(sweep.job, data=replace(sweep.job.data, seed=seed))
         pairs = usable_pairs(job, loaded, reporter)
         facts = {"model": weights, "pairs": hash_of(records(pairs))}
-        for config in sweep.configs(seed):
-            name = f"{config.method}-{seed}-{config.size}"
+        for name, config in sweep.runs(seed).items():
             key = {**facts, "config": config.to_dict(), "sizes": sweep.measured(config)}
             key = json.loads(json.dumps(key))  # as it is read back
             one = replace(job, config=config, out=str(out / "runs" / name))
@@ -124,10 +127,12 @@ def _asked(sweep: Sweep, loaded: LoadedModel, reporter: Reporter) -> list[_Asked
     return runs
 
 
-def _make_folders(out: Path) -> None:
+def _make_folders(out: str) -> None:
+    if not out:
+        raise RunError("out: found no name, expected that of a folder for the sweep")
     try:
         for name in ("runs", "points"):
-            (out / name).mkdir(parents=True, exist_ok=True)
+            (Path(out) / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror}), expected a folder for the sweep") from error
 
