@@ -14,6 +14,8 @@ def test_names_are_swapped_everywhere_and_at_once():
     assert swap(text, "Mary", "John") == "When John and Mary went to the store, Mary gave a drink to"
     assert swap(swap(text, "Mary", "John"), "John", "Mary") == text
     assert swap("Johnson met John and Ann", "John", "Ann") == "Johnson met Ann and John"
+    for spans in (("Anna", "Anna Smith"), ("Anna Smith", "Anna")):
+        assert swap("Anna Smith met Anna", *spans) == "Anna met Anna Smith"
     with pytest.raises(DataError, match=r"found no 'Paul' in it, expected it as a whole word"):
         swap(text, "Mary", "Paul")
 

@@ -109,6 +109,8 @@ def test_candidates_must_hold_the_border():
     pair = replace(PROMPT, candidates=(" Mary", " John"), cutoff=(" Mary", " John"))
     assert Encoder(word_tokenizer())(pair).cutoff == tuple(word_tokenizer().convert_tokens_to_ids(["Mary", "John"]))
     assert reason(replace(pair, cutoff=(" Mary", " Ruth"))) == OUTSIDE
+    with pytest.raises(DataError, match=r"^pair: cutoff: found 1 texts, expected two, just above and just below"):
+        replace(pair, cutoff=(" Mary",))
 
 
 @pytest.mark.parametrize("name", ["answers", "wrong_answers", "candidates", "cutoff"])

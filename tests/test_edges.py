@@ -33,18 +33,33 @@ def harness_of(subject: Subject, seed: int) -> tuple[Harness, Graph, dict[Receiv
     return harness, graph, graph.alive(graph.among(circuit.masks))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "phi", "gpt_neox_serial"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_scores_add_up_to_what_all_edges_gain(family: str, seed: int) -> None:
+def check_complete(circuit: Circuit, harness: Harness, among: dict[Receiver, torch.Tensor]) -> None:
     """Integrated gradients are complete: in sum they are the difference of their ends (Sundararajan et al. 2017)."""
-    harness, _, among = harness_of(shared(family), seed)
-    circuit, references, batches = harness.circuit, harness.references, harness.all.batches
+    references, batches = harness.references, harness.all.batches
     scores = edge_scores(circuit, among, references, batches, [(i + 0.5) / 60 for i in range(60)])
     none = {receiver: torch.zeros_like(mask) for receiver, mask in among.items()}
     gain = [run_edges(circuit, among, edges, references, batches).mean("kl") for edges in (none, among)]
     assert gain[0] - gain[1] == pytest.approx(float(sum(score.sum() for score in scores.values())), rel=0.01, abs=1e-5)
     assert abs(gain[0] - gain[1]) > 1e-3
     assert all((score[~among[receiver]] == 0).all() for receiver, score in scores.items())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi", "gpt_neox_serial"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_scores_add_up_to_what_all_edges_gain(family: str, seed: int) -> None:
+    harness, _, among = harness_of(shared(family), seed)
+    check_complete(harness.circuit, harness, among)
+
+
+@pytest.mark.parametrize("kept", ["head", "mlp_block", "embed"])
+def test_so_they_do_in_circuits_without_heads_or_mlps(kept: str) -> None:
+    subject = shared("gpt2")
+    masks = subject.space.full()
+    for closed in {Granularity.HEAD, Granularity.MLP_BLOCK} - {kept}:
+        masks[closed] = torch.zeros_like(masks[closed])
+    graph, circuit = graph_of(subject), Circuit(subject.space, masks)
+    harness = Harness(subject, circuit, random_examples([5, 6, 7, 7]), EvaluationConfig(batch_size=2))
+    check_complete(circuit, harness, graph.alive(graph.among(circuit.masks)))
 
 
 def test_the_largest_scores_of_either_sign_are_kept() -> None:

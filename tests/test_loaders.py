@@ -175,6 +175,10 @@ def test_a_bar_separates_only_in_csv(tmp_path):
             "line 2: found the unknown column 'prompt', expected ",
         ),
         ([HEADER], ": found no pairs, expected a header and one pair a line"),
+        (
+            [f"{HEADER},answers", "a,b, c, d, e"],
+            "line 1: found the column 'answers' more than once, expected different names",
+        ),
     ],
 )
 def test_malformed_csv(tmp_path, lines, sentence):
@@ -192,6 +196,8 @@ def test_columns_of_other_names_are_mapped(tmp_path):
         read_pairs(path, {**columns, "clean": "promt"})
     with pytest.raises(DataError, match="column of a pair: found 'clear', expected one of clean"):
         read_pairs(path, {"clear": "prompt"})
+    (pair,) = read_pairs(path, {**columns, "id": "note", "template": "note"})
+    assert (pair.id, pair.template) == ("whatever", "whatever")
 
 
 def test_folder_of_csv_files(tmp_path):
@@ -372,6 +378,10 @@ def test_unknown_task(name):
 def test_only_files_have_columns():
     with pytest.raises(DataError, match=r"^task ioi: found names of columns \(clean\), which only files have"):
         load_task("ioi", word_tokenizer(), TaskOptions(columns={"clean": "prompt"}))
+    made = Task("made", "of this test", lambda _: TextSplits((), (), ()))
+    for source, name in ((made, "made"), (lambda: name_pairs(6), "of a function")):
+        with pytest.raises(DataError, match=rf"^task {name}: found names of columns \(clean\), which only files have"):
+            load_task(source, word_tokenizer(), TaskOptions(columns={"clean": "prompt"}))
 
 
 @pytest.mark.parametrize("mark", [";", "\t"])
@@ -401,6 +411,8 @@ def test_options_are_for_built_in_tasks():
     request = TaskOptions(options={"corruption": "flip"})
     with pytest.raises(DataError, match=r"task p\.jsonl: found options \(corruption\), which only tasks take"):
         load_task("p.jsonl", word_tokenizer(), request)
+    with pytest.raises(DataError, match=r"task of a function: found options \(corruption\), which only tasks take"):
+        load_task(lambda: name_pairs(6), word_tokenizer(), request)
     for options, sentence in (
         (
             {"colour": "red"},
@@ -438,3 +450,13 @@ def test_files_have_all_their_pairs_or_as_many_as_are_asked_for(tmp_path):
 def test_numbers_of_pairs_are_checked(train, sentence):
     with pytest.raises(DataError, match=sentence):
         load_task("ioi", word_tokenizer(), TaskOptions(train=train))
+
+
+def test_a_tokenizer_without_offsets_is_refused_by_every_source(tmp_path):
+    class Slow:
+        is_fast = False
+
+    path = write_jsonl(tmp_path / "p.jsonl", name_pairs(40))
+    for source in ("ioi", "gender_pronoun", str(path), lambda: name_pairs(6)):
+        with pytest.raises(DataError, match=r"^tokenizer: found Slow, expected a fast one"):
+            load_task(source, Slow())

@@ -93,3 +93,8 @@ def test_without_settings_or_pairs_nothing_is_repeated():
         found = stability.stability(harness, pairs, config)
         assert found.values == {"reruns": None}
         assert found.reasons == {"reruns": "repeating the search needs its settings and its pairs"}
+    paper = DiscoveryConfig("hard_concrete", pressure=0.1, steps=151)
+    assert stability.reruns(PAIRS, paper) == 0
+    reason = "a fixed pressure has closed little after the 150 steps of a rerun"
+    assert stability.stability(harness, PAIRS, paper).reasons == {"reruns": reason}
+    assert stability.reruns(PAIRS, paper.replaced(steps=150)) == 4

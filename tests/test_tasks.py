@@ -8,6 +8,7 @@ import pytest
 
 from circuitsieve.data import tasks
 from circuitsieve.data.pairs import SPLITS, Pair, TaskRequest, TextSplits
+from circuitsieve.data.tasks import agreement, gender_pronoun
 from circuitsieve.errors import ConfigError, DataError
 
 OTHERS = [name for name in tasks.names() if name != "ioi"]
@@ -197,3 +198,26 @@ def test_the_next_parameter_of_the_signature_is_the_answer():
         assert pair.answers == (f" {parameters[2]}",)
         assert {f" {name}" for name in (*documented, parameters[3])} <= set(pair.wrong_answers)
         assert parameters[2] not in pair.corrupted.split("param")[0].split("(")[1].split(")")[0].split(", ")
+
+
+def test_names_of_one_gender_alone_do_not_make_up_for_those_of_the_other():
+    """Five names of women are one token, all other women's two; men's are one."""
+    short = set(gender_pronoun.NAMES["she"][:5])
+
+    def pieces(text: str) -> tuple[str, ...]:
+        word = text.strip()
+        return (text[:2], text[2:]) if word in gender_pronoun.NAMES["she"] and word not in short else words(text)
+
+    with pytest.raises(DataError, match=r"^task gender_pronoun: found 5 names that go with she .*, expected 9 or more"):
+        build("gender_pronoun", pieces)
+
+
+def test_agreement_has_five_nouns_in_every_split_where_fifteen_are_usable():
+    usable = set(agreement.NOUNS[:15])
+
+    def pieces(text: str) -> tuple[str, ...]:
+        singular = text.strip().removesuffix("s")
+        return (text[:2], text[2:]) if text.endswith("s") and singular not in usable else words(text)
+
+    for pairs in vars(build("agreement", pieces, count=100)).values():
+        assert len({noun for pair in pairs for noun in usable if re.search(rf"\b{noun}s?\b", pair.clean)}) == 5

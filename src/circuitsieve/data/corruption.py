@@ -17,7 +17,8 @@ def swap(text: str, first: str, second: str) -> str:
     """
     for span in (first, second):
         _require(text, span)
-    pattern = re.compile(rf"\b(?:{re.escape(first)}|{re.escape(second)})\b")
+    longest_first = sorted(map(re.escape, (first, second)), key=len, reverse=True)  # one may begin with the other
+    pattern = re.compile(rf"\b(?:{'|'.join(longest_first)})\b")
     return pattern.sub(lambda found: second if found.group() == first else first, text)
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from circuitsieve.data import sources, tasks
 from circuitsieve.data.chat import in_chat_form
 from circuitsieve.data.pairs import SPLITS, Pair, TaskRequest, TextSplits
-from circuitsieve.data.tokenising import Pairs, encode
+from circuitsieve.data.tokenising import Pairs, check_fast, encode
 from circuitsieve.errors import DataError, hint
 
 DATASET = "hf:"
@@ -75,19 +75,17 @@ def load_texts(source: Source, tokenizer: PreTrainedTokenizerBase, request: Task
 
 
 def _texts(source: Source, tokenizer: PreTrainedTokenizerBase, request: TaskOptions) -> TextSplits:
+    if isinstance(source, str) and source in tasks.names():
+        source = tasks.get(source)
+    name = source if isinstance(source, str) else getattr(source, "name", "of a function")
+    if request.columns and not isinstance(source, str):
+        raise DataError(f"task {name}: found names of columns ({', '.join(request.columns)}), which only files have")
+    if request.options and not isinstance(source, tasks.Task):
+        raise DataError(f"task {name}: found options ({', '.join(request.options)}), which only tasks take")
     if isinstance(source, tasks.Task):
         return _built(source, tokenizer, request)
-    if not isinstance(source, str):
-        return _some(split_by_hash(tuple(source())), request.counts)
-    if source in tasks.names():
-        if request.columns:
-            raise DataError(
-                f"task {source}: found names of columns ({', '.join(request.columns)}), which only files have"
-            )
-        return _built(tasks.get(source), tokenizer, request)
-    if request.options:
-        raise DataError(f"task {source}: found options ({', '.join(request.options)}), which only tasks take")
-    return _some(_read(source, request.columns), request.counts)
+    found = _read(source, request.columns) if isinstance(source, str) else split_by_hash(tuple(source()))
+    return _some(found, request.counts)
 
 
 def _read(name: str, columns: sources.Columns | None) -> TextSplits:
@@ -133,6 +131,8 @@ def _as_split(found: Mapping[str, tuple[Pair, ...]]) -> TextSplits:
 
 
 def _built(task: tasks.Task, tokenizer: PreTrainedTokenizerBase, request: TaskOptions) -> TextSplits:
+    check_fast(tokenizer)
+
     def pieces(text: str) -> tuple[str, ...]:
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         return tuple(text[start:end] for start, end in offsets)

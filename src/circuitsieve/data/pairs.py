@@ -35,11 +35,15 @@ class Pair:
         """Refuse a text where texts are expected: its letters would be taken for them.
 
         Raises:
-            DataError: answers, wrong answers, candidates or cutoff are a text.
+            DataError: answers, wrong answers, candidates or cutoff are a text, or a cutoff is not two of them.
         """
         for name in LISTS:
             if isinstance(found := getattr(self, name), str):
                 raise DataError(f"pair: {name}: found the text {found!r}, expected a tuple of texts, ({found!r},)")
+        if len(self.cutoff) not in (0, 2):
+            raise DataError(
+                f"pair: cutoff: found {len(self.cutoff)} texts, expected two, just above and just below the border"
+            )
 
 
 @dataclass(frozen=True)

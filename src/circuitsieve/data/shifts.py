@@ -41,8 +41,6 @@ def misspelt(pair: Pair, rng: random.Random) -> Pair | None:
     place = rng.choice(places)
     word = clean[place][0]
     swaps = [i for i in range(1, len(word) - 2) if word[i] != word[i + 1]]
-    if not swaps:
-        return None
     at = rng.choice(swaps)
     wrong = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
     texts = (

@@ -5,6 +5,7 @@ A row has the columns of `Pair`; a mapping says where a file calls them otherwis
 
 import csv
 import itertools
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -105,6 +106,8 @@ def _rows(reader: "csv.DictReader[str]", path: Path) -> Iterator[Row]:
     names = reader.fieldnames or ()
     if len(names) == 1 and (other := next((mark for mark in ";\t" if mark in names[0]), None)):
         raise DataError(f"{path}, line 1: found columns apart by {other!r}, expected commas between them")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{path}, line 1: found the column {twice[0]!r} more than once, expected different names")
     for row in reader:
         where = f"{path}, line {reader.line_num}"
         if None in row or None in row.values():
@@ -121,8 +124,8 @@ def _renamed(row: Mapping[str, Any], columns: Columns | None, where: str) -> dic
         for name, theirs in columns.items():
             if theirs not in row:
                 raise DataError(one_of(f"{where}: column for {name}", theirs, list(map(str, row))))
-        taken = {theirs: name for name, theirs in columns.items()}
-        own = {name: row[theirs] for theirs, name in taken.items()}
+        taken = set(columns.values())
+        own = {name: row[theirs] for name, theirs in columns.items()}
         row = own | {name: row[name] for name in COLUMNS if name in row and name not in own and name not in taken}
     unknown = sorted(str(name) for name in set(row) - set(COLUMNS))
     if unknown:
@@ -151,12 +154,11 @@ def _listed(row: Mapping[str, Any], separator: str | None) -> dict[str, Any]:
 def _pair(row: Mapping[str, Any], where: str) -> Pair:
     clean, corrupted = (_text(row, key, where) for key in TEXTS)
     answers, wrong_answers, candidates, cutoff = (_texts(row, key, where) for key in LISTS)
-    if len(cutoff) not in (0, 2):
-        raise DataError(
-            f"{where}: cutoff: found {len(cutoff)} texts, expected two, just above and just below the border"
-        )
     identity, template = (_label(row, key, where) for key in LABELS)
-    return Pair(clean, corrupted, answers, wrong_answers, candidates, identity, template, cutoff)
+    try:
+        return Pair(clean, corrupted, answers, wrong_answers, candidates, identity, template, cutoff)
+    except DataError as error:
+        raise DataError(f"{where}: {str(error).removeprefix('pair: ')}") from error
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:

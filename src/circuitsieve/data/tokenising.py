@@ -53,15 +53,24 @@ class Pairs:
         return Counter(dropped.reason for dropped in self.dropped)
 
 
+def check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that does not say where its tokens stand.
+
+    Raises:
+        DataError: it is none of the tokenizers library.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            f"tokenizer: found {type(tokenizer).__name__}, expected a fast one (tokenizers library): word alignment "
+            "needs character offsets"
+        )
+
+
 class Encoder:
     """Encodes pairs with one tokenizer; a pair that cannot be used raises `Unusable` with the reason."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if not getattr(tokenizer, "is_fast", False):
-            raise DataError(
-                f"tokenizer: found {type(tokenizer).__name__}, expected a fast one (tokenizers library): word alignment "
-                "needs character offsets"
-            )
+        check_fast(tokenizer)
         self.tokenizer = tokenizer
 
     def __call__(self, pair: Pair) -> Example:

@@ -173,7 +173,9 @@ def edge_scores(
             logits, reference = _logits(circuit, among, soft, references, batch)
             candidates = batch.targets.candidates
             gain = -kl(log_probs(reference, candidates), log_probs(logits, candidates)).sum()
-            for receiver, gradient in zip(soft, torch.autograd.grad(gain, list(soft.values())), strict=True):
+            # What receives nothing (no head or no MLP is kept) is in no sum.
+            gradients = torch.autograd.grad(gain, list(soft.values()), allow_unused=True, materialize_grads=True)
+            for receiver, gradient in zip(soft, gradients, strict=True):
                 sums[receiver] += gradient.double().cpu()
             progress("gradients of edges", done * len(points) + place + 1, len(batches) * len(points))
     pairs = sum(map(len, batches))

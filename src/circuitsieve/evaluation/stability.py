@@ -31,14 +31,24 @@ BATCHES_OF_A_SEARCH = 4 * STEPS
 
 
 def reruns(pairs: Pairs, config: DiscoveryConfig | None) -> int:
-    """How many searches there will be: none without settings or pairs."""
-    return 2 * RERUNS if config is not None and pairs.train and pairs.validation else 0
+    """How many searches there will be."""
+    return 0 if _hindrance(pairs, config) else 2 * RERUNS
+
+
+def _hindrance(pairs: Pairs, config: DiscoveryConfig | None) -> str | None:
+    """Why the search cannot be repeated."""
+    if config is None or not pairs.train or not pairs.validation:
+        return "repeating the search needs its settings and its pairs"
+    if config.pressure is not None and config.steps > STEPS:
+        return f"a fixed pressure has closed little after the {STEPS} steps of a rerun"
+    return None
 
 
 def stability(harness: Harness, pairs: Pairs, config: DiscoveryConfig | None) -> Summary:
     """Repeat the search and compare what it finds; a unit of the consensus is kept by more than half of the reruns."""
-    if config is None or not reruns(pairs, config):
-        return Summary({"reruns": None}, {}, {"reruns": "repeating the search needs its settings and its pairs"})
+    if (hindrance := _hindrance(pairs, config)) is not None:
+        return Summary({"reruns": None}, {}, {"reruns": hindrance})
+    assert config is not None
     seeds = [config.seed + 1 + i for i in range(RERUNS)]
     steps = min(config.steps, STEPS) if Method(config.method).learns else None
     short = config if steps is None else config.replaced(steps=steps)

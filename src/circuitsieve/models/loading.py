@@ -234,7 +234,7 @@ def _source(name: str) -> str:
     if name == "smollm2":
         return str(_converted(_smollm2_file()))
     path = Path(name)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not os.path.isfile(name):  # noqa: PTH113 (see below)
             raise ModelError(f"model: found no file {name!r}, expected a GGUF file")
         return str(_converted(path))

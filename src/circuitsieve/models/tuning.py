@@ -76,7 +76,8 @@ def tune(
         optimiser.step()
         schedule.step()
         put(offsets)
-        if (step + 1) % max(1, steps // LOOKS) == 0 and (reached := _mean_kl(smaller, validation)) < lowest:
+        looks = (step + 1) % max(1, steps // LOOKS) == 0 or step + 1 == steps
+        if looks and (reached := _mean_kl(smaller, validation)) < lowest:
             lowest, best = reached, [offset.detach().clone() for offset in offsets]
         progress("constants", step + 1, steps)
     put(best)

@@ -55,7 +55,7 @@ def build(request: TaskRequest) -> TextSplits:
             f"task agreement: found {len(usable)} of {len(nouns)} nouns whose plural takes as many tokens as their singular, "
             f"expected {SMALLEST} or more; this tokenizer needs pairs of your own"
         )
-    nouns_of = making.split(usable, random.Random(f"agreement words {request.seed}"))
+    nouns_of = making.split(usable, random.Random(f"agreement words {request.seed}"), at_least=5)
 
     def make(split: str) -> tuple[Pair, ...]:
         own = nouns_of[split]

@@ -9,6 +9,7 @@ import random
 
 from circuitsieve.data.pairs import Pair, TaskRequest, TextSplits
 from circuitsieve.data.tasks import Task, making
+from circuitsieve.errors import DataError
 
 NAMES = {
     "he": """
@@ -92,10 +93,14 @@ def _names(request: TaskRequest, rng: random.Random) -> dict[str, dict[str, list
     """Names by gender and split, all of the token count that most names have."""
     everyone = [name for names in NAMES.values() for name in names]
     group = set(making.of_one_length(TASK.name, "names", everyone, request.tokens_in, 2 * SMALLEST_GROUP))
-    return {
-        gender: making.split([name for name in names if name in group], rng, at_least=3)
-        for gender, names in NAMES.items()
-    }
+    usable = {gender: [name for name in names if name in group] for gender, names in NAMES.items()}
+    for gender, names in usable.items():
+        if len(names) < SMALLEST_GROUP:
+            raise DataError(
+                f"task {TASK.name}: found {len(names)} names that go with {gender} among those of one number of tokens, expected "
+                f"{SMALLEST_GROUP} or more; this tokenizer needs pairs of your own"
+            )
+    return {gender: making.split(names, rng, at_least=3) for gender, names in usable.items()}
 
 
 TASK = Task(
