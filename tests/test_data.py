@@ -10,7 +10,7 @@ import torch
 from jaxtyping import TypeCheckError
 from transformers import PreTrainedTokenizerBase
 
-from circuitsieve.data.batching import batches, collate, spread
+from circuitsieve.data.batching import batches, collate, of_all_lengths, spread
 from circuitsieve.data.pairs import SPLITS, Pair, TextSplits
 from circuitsieve.data.tokenising import Encoder, Example, Unusable, encode, encode_all
 from circuitsieve.errors import DataError
@@ -310,3 +310,18 @@ def test_looks_see_prompts_of_all_lengths_alike(wanted: int) -> None:
     assert taken == sorted(taken, key=lambda batch: batch.clean.shape[1])
     halves = [sum(batch in half for batch in taken) for half in (made[:4], made[4:])]
     assert 0 <= halves[0] - halves[1] <= 1
+
+
+@pytest.mark.parametrize("wanted", [1, 7, 40, 60, 1000])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_some_examples_are_of_every_length_as_often_as_all(wanted: int, seed: int):
+    lengths = [*[5] * 30, *[6] * 10, *[9] * 20]
+    examples = random_examples(random.Random(seed).sample(lengths, len(lengths)))
+    some = of_all_lengths(examples, wanted, seed)
+    assert len(some) == len({example.clean for example in some}) == min(wanted, 60)
+    assert set(some) <= set(examples)
+    found = Counter(len(example.clean) for example in some)
+    for length, count in Counter(lengths).items():
+        assert abs(found[length] - count * len(some) / 60) <= 1
+    assert some == of_all_lengths(examples, wanted, seed)
+    assert wanted > 50 or some != of_all_lengths(examples, wanted, seed + 1)

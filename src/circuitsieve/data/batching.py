@@ -84,10 +84,21 @@ def batches(
     examples: Iterable[Example], batch_size: int, *, device: torch.device | str = "cpu", seed: int = 0
 ) -> list[PairBatch]:
     """Batches of examples of similar length: shuffled, then sorted by length, then cut. The same for the same seed."""
-    shuffled = list(examples)
-    random.Random(seed).shuffle(shuffled)
-    shuffled.sort(key=lambda example: len(example.clean))
-    return [collate(shuffled[i : i + batch_size], device) for i in range(0, len(shuffled), batch_size)]
+    ordered = _by_length(examples, seed)
+    return [collate(ordered[i : i + batch_size], device) for i in range(0, len(ordered), batch_size)]
+
+
+def of_all_lengths(examples: Iterable[Example], wanted: int, seed: int = 0) -> list[Example]:
+    """So many of the examples, or all where there are no more, of every length as large a share. The same for the same seed."""
+    ordered = _by_length(examples, seed)
+    taken = min(len(ordered), wanted)
+    return [ordered[(2 * i + 1) * len(ordered) // (2 * taken)] for i in range(taken)]
+
+
+def _by_length(examples: Iterable[Example], seed: int) -> list[Example]:
+    ordered = list(examples)
+    random.Random(seed).shuffle(ordered)
+    return sorted(ordered, key=lambda example: len(example.clean))
 
 
 def spread(batches: Sequence[PairBatch], wanted: int) -> list[PairBatch]:

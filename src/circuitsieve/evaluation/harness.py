@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from circuitsieve.circuits.circuit import Circuit
-from circuitsieve.data.batching import PairBatch, batches, spread
+from circuitsieve.data.batching import PairBatch, batches, of_all_lengths
 from circuitsieve.data.tokenising import Example
 from circuitsieve.disk.store import Store
 from circuitsieve.errors import ConfigError, DataError
@@ -39,7 +39,7 @@ class EvaluationConfig:
     random_circuits: int = 20
     """Matched random circuits to hold it against."""
     random_pairs: int = 48
-    """Where many circuits are run, each runs on so many of the pairs, in batches spread over all lengths; always the same."""
+    """Where many circuits are run, each runs on so many of the pairs, of all lengths alike; always the same."""
     tested_circuits: int = 100
     """Matched random circuits, and as many knock-outs, for the tests of sufficiency and necessity."""
     subsets: int = 20
@@ -111,7 +111,9 @@ class Harness:
         every = batches(self.examples, config.batch_size, device=subject.device, seed=config.seed)
         self.all = Sample(self.references, every)
         """Every pair."""
-        self.few = Sample(self.references, spread(every, config.random_pairs // config.batch_size))
+        some = of_all_lengths(self.examples, config.random_pairs, config.seed)
+        few = batches(some, config.batch_size, device=subject.device, seed=config.seed)
+        self.few = Sample(self.references, few if len(some) < len(self.examples) else every)
         """The pairs for many circuits."""
 
     def generator(self, seed: int = 0) -> torch.Generator:

@@ -5,6 +5,7 @@ but for the search of the final cut, which is taken to be as long as searches ar
 (`footprint`), and what is kept between steps.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -228,8 +229,13 @@ def _search_passes(batches: Sequence[PairBatch]) -> int:
 
 
 def _card_passes(problem: Problem, test: Sequence[PairBatch], card: EvaluationConfig) -> int:
-    """Batches that the card runs: two anchors, circuit and complement; the first three on validation pairs; random circuits."""
-    random = (card.random_circuits + 1) * max(1, card.random_pairs // card.batch_size)
+    """Batches that the card runs: two anchors, circuit and complement; the first three on validation pairs; on some pairs the
+    circuit and the random ones, and the anchors of these where they are not all.
+    """
+    pairs = sum(batch.pairs for batch in test)
+    some = min(pairs, card.random_pairs)
+    own_anchors = 2 if some < pairs else 0
+    random = (card.random_circuits + 1 + own_anchors) * math.ceil(some / card.batch_size)
     return 4 * len(test) + 3 * len(problem.validation.batches) + random
 
 
