@@ -12,15 +12,7 @@ from torch import Tensor
 from circuitsieve.circuits.circuit import Circuit
 from circuitsieve.circuits.costs import soft_share
 from circuitsieve.circuits.masks import BoolMasks, Masks
-from circuitsieve.circuits.nodes import (
-    COMPOSITION,
-    WRITE_OF_READ,
-    Activations,
-    NodeSpace,
-    SiteMasks,
-    chains,
-    finest,
-)
+from circuitsieve.circuits.nodes import COMPOSITION, WRITE_OF_READ, Activations, NodeSpace, SiteMasks, chains, finest
 from circuitsieve.config import DiscoveryConfig
 from circuitsieve.data.batching import batches
 from circuitsieve.data.tokenising import Pairs
