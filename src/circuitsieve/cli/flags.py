@@ -31,7 +31,7 @@ def whole(_: type, tokens: Sequence[Token]) -> int:
         raise ConfigError(f"{token.keyword}: found {token.value!r}, expected a whole number") from error
 
 
-def wholes(_: type, tokens: Sequence[Token]) -> tuple[int, ...]:
+def wholes(_: object, tokens: Sequence[Token]) -> tuple[int, ...]:
     """Whole numbers, in the same way."""
     return tuple(whole(int, (token,)) for token in tokens)
 
