@@ -7,7 +7,7 @@ settings, the libraries and this program. Where any of these is another one now,
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
@@ -99,9 +99,8 @@ def evaluate_run(
     circuit, ranking = folder.read_circuit()
     loaded = load_run_model(folder, device)
     if data is not None:
-        seen = {record.pair.clean for record in folder.read_pairs() if record.split != "test" and not record.dropped}
         others = _others(Path(data), columns, _origin(folder, loaded))
-        examples, unusable = _examples(data, others, seen, loaded, reporter)
+        examples, unusable = _examples(data, others, folder, loaded, reporter)
         quick = evaluate(loaded.model, circuit, examples, config=config, progress=reporter.evaluation).values
         judges = Pairs((), (), examples)
         found = _fully(loaded, circuit, ranking, judges, folder, config, reporter, None) if full else {}
@@ -111,14 +110,8 @@ def evaluate_run(
     asked = {_QUICK, *_FULL} if full else {_QUICK}
     memory = Memory(folder, _key(folder, loaded, config), asked if fresh else ())
     if _QUICK not in memory.parts:
-        measured = evaluate(
-            loaded.model,
-            circuit,
-            pairs.test,
-            validation=pairs.validation,
-            config=config,
-            progress=reporter.evaluation,
-        )
+        held_out, validation, said = pairs.test, pairs.validation, reporter.evaluation
+        measured = evaluate(loaded.model, circuit, held_out, validation=validation, config=config, progress=said)
         memory.remember(_QUICK, measured.values)
     found = _fully(loaded, circuit, ranking, pairs, folder, config, reporter, memory) if full else _remembered(memory)
     dropped = sum(record.dropped is not None for record in folder.read_pairs())
@@ -147,9 +140,10 @@ def _others(path: Path, columns: Columns | None, origin: Origin) -> tuple[Pair, 
 
 
 def _examples(
-    path: str, pairs: Sequence[Pair], seen: Set[str], loaded: LoadedModel, reporter: Reporter
+    path: str, pairs: Sequence[Pair], folder: RunFolder, loaded: LoadedModel, reporter: Reporter
 ) -> tuple[tuple[Example, ...], int]:
     """The pairs of a file whose clean prompt the search has not seen, and how many others there are."""
+    seen = {record.pair.clean for record in folder.read_pairs() if record.split != "test" and not record.dropped}
     others = [pair for pair in pairs if pair.clean not in seen]
     if not others:
         raise DataError(
