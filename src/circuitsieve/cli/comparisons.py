@@ -1,12 +1,13 @@
 """Commands that compare: several methods at several sizes, finished runs, and a run with its repetition."""
 
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
 from rich.text import Text
 
 from circuitsieve.cli.console import damage_named, print_json
-from circuitsieve.cli.flags import JOB_FLAGS, JobFlags, Wholes, configs_of
+from circuitsieve.cli.flags import AS_TYPED, JOB_FLAGS, JobFlags, Wholes, configs_of
 from circuitsieve.cli.progress import RichReporter
 
 
@@ -15,8 +16,14 @@ def sweep(
     model: str,
     task: str,
     out: str,
-    methods: tuple[str, ...] = ("hard_concrete", "nested", "integrated_gradients", "attribution", "random"),
-    sizes: tuple[float, ...] = (0.16, 0.08, 0.04, 0.02),
+    methods: Annotated[tuple[str, ...], AS_TYPED] = (
+        "hard_concrete",
+        "nested",
+        "integrated_gradients",
+        "attribution",
+        "random",
+    ),
+    sizes: Annotated[tuple[float, ...], AS_TYPED] = (0.16, 0.08, 0.04, 0.02),
     seeds: Wholes = (0,),
     flags: JobFlags = JOB_FLAGS,
     track: str | None = None,

@@ -38,8 +38,10 @@ def wholes(_: object, tokens: Sequence[Token]) -> tuple[int, ...]:
 
 Whole = Annotated[int, Parameter(converter=whole)]
 """The type of a flag that takes a whole number."""
-Wholes = Annotated[tuple[int, ...], Parameter(converter=wholes)]
-"""The type of one that takes several."""
+AS_TYPED = Parameter(show_default=lambda values: " ".join(map(str, values)))
+"""Of a flag that takes several words: the help has its default as it would be typed."""
+Wholes = Annotated[tuple[int, ...], Parameter(converter=wholes), AS_TYPED]
+"""The type of one that takes several whole numbers."""
 
 
 @Parameter(name="*")
