@@ -113,7 +113,7 @@ def page(files: Iterable[Path], command: str, remarks: str = "") -> str:
         refuse_repeated((model, task, point["method"], point["seed"], point["asked"]) for point in points)
         full = statistics.median({point["seed"]: point["full_accuracy"] for point in points}.values())
         heading = f"## {model}, {task}\n\nAccuracy of the full model: {full:.3f}.\n\n"
-        tables.append(f"{heading}{table(points)}\n{where(layers)}")
+        tables.append(f"{heading}{table(points)}\n{duel(points)}{where(layers)}")
     return PAGE.format(tables="\n".join(tables), command=command, commands=sources(results), remarks=remarks)
 
 
@@ -143,6 +143,23 @@ def against(same: Points, rival: Mapping[int, float]) -> str:
         return ""
     own, other = map(statistics.median, zip(*both, strict=True))
     return format(own / other, ".2f" if own < 10 * other else ",.0f")
+
+
+def duel(points: Points) -> str:
+    """How the two methods that learn compare at the same size and seed."""
+    kls = {(point["method"], point["asked"], point["seed"]): point["kl"] for point in points}
+    ratios = [
+        kl / kls["hard_concrete", asked, seed]
+        for (method, asked, seed), kl in kls.items()
+        if method == "nested" and ("hard_concrete", asked, seed) in kls
+    ]
+    if not ratios:
+        return ""
+    smaller = sum(ratio < 1 for ratio in ratios)
+    return (
+        f"Seed by seed and size by size nested has {min(ratios):.2f} to {max(ratios):.2f} of hard concrete's KL, and the "
+        f"smaller one in {smaller} of {len(ratios)} searches.\n\n"
+    )
 
 
 def where(layers: dict[str, dict[str, list[int]]]) -> str:
