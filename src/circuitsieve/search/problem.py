@@ -189,7 +189,7 @@ class Problem:
 def _least_size(space: NodeSpace, config: DiscoveryConfig) -> float:
     closed = {g: torch.zeros(space.shape(g)) for g in map(Granularity, config.searched)}
     if set(UNIT_GRANULARITIES) <= chains(closed).keys():
-        return 0.0
+        return 0.0  # without reading a number, which tensors without content do not have
     return float(soft_share(space, space.lowest(closed), config.size_by))
 
 
